@@ -1,0 +1,1 @@
+"""Chooses which requests run next on one engine."""

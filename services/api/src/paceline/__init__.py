@@ -1,0 +1,1 @@
+"""Generated gRPC and protobuf stubs of Paceline (paceline.*.v1)."""

@@ -1,0 +1,1 @@
+"""Paceline: a control plane for LLM serving. The `paceline` command."""

@@ -1,0 +1,1 @@
+"""Pure models and policies of Paceline: no I/O, no clock, no global state."""

@@ -1,0 +1,1 @@
+"""Workloads, live load, simulation, benchmarks and reports."""

@@ -1,0 +1,1 @@
+"""What every Paceline service starts with: gRPC bootstrap, config, errors, telemetry."""

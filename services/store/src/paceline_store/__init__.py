@@ -1,0 +1,1 @@
+"""Request state in SQL: schema, migrations, ledger, write-behind."""
