@@ -23,10 +23,13 @@ def generate(out: Path) -> None:
         sys.exit("no .proto file found under protos/paceline")
     includes = [PROTOS, Path(str(files("grpc_tools") / "_proto")), _google_rpc_root()]
     root = out.parent
+    root.mkdir(parents=True, exist_ok=True)
+    scripts = Path(sys.executable).parent
     status = protoc.main(
         [
             "protoc",
             *(f"-I{path}" for path in includes),
+            *(f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
             f"--python_out={root}",
             f"--grpc_python_out={root}",
             f"--mypy_out=quiet:{root}",
