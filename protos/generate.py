@@ -33,7 +33,7 @@ def generate(out: Path) -> None:
             f"--python_out={root}",
             f"--grpc_python_out={root}",
             f"--mypy_out=quiet:{root}",
-            f"--mypy_grpc_out=quiet:{root}",
+            f"--mypy_grpc_out=quiet,only_async:{root}",
             *sources,
         ]
     )

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from paceline.executor.v1 import executor_pb2 as _executor_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,41 +15,19 @@ GRPC_VERSION: str
 class ExecutorServiceStub:
     """One engine behind a contract: takes attempts and plans, runs steps, reports them."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ExecutorServiceAsyncStub: ...
-    GetCapabilities: _grpc.UnaryUnaryMultiCallable[_executor_pb2.GetCapabilitiesRequest, _executor_pb2.GetCapabilitiesResponse]
-    """What the engine is and can do."""
-    Run: _grpc.StreamStreamMultiCallable[_executor_pb2.RunRequest, _executor_pb2.RunResponse]
-    """The control stream of the engine's scheduler. One at a time: a newer scheduler takes over, an older one is refused
-    with FENCED. The first message is an Attach. When the stream breaks the engine pauses after the current step and keeps
-    its attempts for the orphan time-to-live.
-    """
-    PullState: _grpc.UnaryStreamMultiCallable[_executor_pb2.PullStateRequest, _executor_pb2.PullStateResponse]
-    """Copies the KV state of one attempt, by ticket, in chunks of at most 1 MB. The attempt stays where it is."""
-    Tokenize: _grpc.UnaryUnaryMultiCallable[_executor_pb2.TokenizeRequest, _executor_pb2.TokenizeResponse]
-    """Token ids of texts."""
-    Drain: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]
-    """Stops taking attempts; returns when all have ended or the time is over."""
-
-@_typing.type_check_only
-class ExecutorServiceAsyncStub(ExecutorServiceStub):
-    """One engine behind a contract: takes attempts and plans, runs steps, reports them."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetCapabilities: _aio.UnaryUnaryMultiCallable[_executor_pb2.GetCapabilitiesRequest, _executor_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
+    GetCapabilities: _aio.UnaryUnaryMultiCallable[_executor_pb2.GetCapabilitiesRequest, _executor_pb2.GetCapabilitiesResponse]
     """What the engine is and can do."""
-    Run: _aio.StreamStreamMultiCallable[_executor_pb2.RunRequest, _executor_pb2.RunResponse]  # type: ignore[assignment]
+    Run: _aio.StreamStreamMultiCallable[_executor_pb2.RunRequest, _executor_pb2.RunResponse]
     """The control stream of the engine's scheduler. One at a time: a newer scheduler takes over, an older one is refused
     with FENCED. The first message is an Attach. When the stream breaks the engine pauses after the current step and keeps
     its attempts for the orphan time-to-live.
     """
-    PullState: _aio.UnaryStreamMultiCallable[_executor_pb2.PullStateRequest, _executor_pb2.PullStateResponse]  # type: ignore[assignment]
+    PullState: _aio.UnaryStreamMultiCallable[_executor_pb2.PullStateRequest, _executor_pb2.PullStateResponse]
     """Copies the KV state of one attempt, by ticket, in chunks of at most 1 MB. The attempt stays where it is."""
-    Tokenize: _aio.UnaryUnaryMultiCallable[_executor_pb2.TokenizeRequest, _executor_pb2.TokenizeResponse]  # type: ignore[assignment]
+    Tokenize: _aio.UnaryUnaryMultiCallable[_executor_pb2.TokenizeRequest, _executor_pb2.TokenizeResponse]
     """Token ids of texts."""
-    Drain: _aio.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]  # type: ignore[assignment]
+    Drain: _aio.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]
     """Stops taking attempts; returns when all have ended or the time is over."""
 
 class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,16 +37,16 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetCapabilities(
         self,
         request: _executor_pb2.GetCapabilitiesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_executor_pb2.GetCapabilitiesResponse, _abc.Awaitable[_executor_pb2.GetCapabilitiesResponse]]:
+        context: _aio.ServicerContext[_executor_pb2.GetCapabilitiesRequest, _abc.Awaitable[_executor_pb2.GetCapabilitiesResponse]],
+    ) -> _abc.Awaitable[_executor_pb2.GetCapabilitiesResponse]:
         """What the engine is and can do."""
 
     @_abc_1.abstractmethod
     def Run(
         self,
-        request_iterator: _MaybeAsyncIterator[_executor_pb2.RunRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_executor_pb2.RunResponse], _abc.AsyncIterator[_executor_pb2.RunResponse]]:
+        request_iterator: _abc.AsyncIterator[_executor_pb2.RunRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_executor_pb2.RunRequest], _abc.AsyncIterator[_executor_pb2.RunResponse]],
+    ) -> _abc.AsyncIterator[_executor_pb2.RunResponse]:
         """The control stream of the engine's scheduler. One at a time: a newer scheduler takes over, an older one is refused
         with FENCED. The first message is an Attach. When the stream breaks the engine pauses after the current step and keeps
         its attempts for the orphan time-to-live.
@@ -92,24 +56,24 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     def PullState(
         self,
         request: _executor_pb2.PullStateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_executor_pb2.PullStateResponse], _abc.AsyncIterator[_executor_pb2.PullStateResponse]]:
+        context: _aio.ServicerContext[_executor_pb2.PullStateRequest, _abc.AsyncIterator[_executor_pb2.PullStateResponse]],
+    ) -> _abc.AsyncIterator[_executor_pb2.PullStateResponse]:
         """Copies the KV state of one attempt, by ticket, in chunks of at most 1 MB. The attempt stays where it is."""
 
     @_abc_1.abstractmethod
     def Tokenize(
         self,
         request: _executor_pb2.TokenizeRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_executor_pb2.TokenizeResponse, _abc.Awaitable[_executor_pb2.TokenizeResponse]]:
+        context: _aio.ServicerContext[_executor_pb2.TokenizeRequest, _abc.Awaitable[_executor_pb2.TokenizeResponse]],
+    ) -> _abc.Awaitable[_executor_pb2.TokenizeResponse]:
         """Token ids of texts."""
 
     @_abc_1.abstractmethod
     def Drain(
         self,
         request: _executor_pb2.DrainRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_executor_pb2.DrainResponse, _abc.Awaitable[_executor_pb2.DrainResponse]]:
+        context: _aio.ServicerContext[_executor_pb2.DrainRequest, _abc.Awaitable[_executor_pb2.DrainResponse]],
+    ) -> _abc.Awaitable[_executor_pb2.DrainResponse]:
         """Stops taking attempts; returns when all have ended or the time is over."""
 
-def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from paceline.predictor.v1 import predictor_pb2 as _predictor_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,35 +15,16 @@ GRPC_VERSION: str
 class PredictorServiceStub:
     """Predictions and what they learn from."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> PredictorServiceAsyncStub: ...
-    PredictLength: _grpc.UnaryUnaryMultiCallable[_predictor_pb2.PredictLengthRequest, _predictor_pb2.PredictLengthResponse]
-    """Output length distributions, in batches."""
-    ForecastTask: _grpc.UnaryUnaryMultiCallable[_predictor_pb2.ForecastTaskRequest, _predictor_pb2.ForecastTaskResponse]
-    """What tasks still need, in batches."""
-    Observe: _grpc.StreamUnaryMultiCallable[_predictor_pb2.ObserveRequest, _predictor_pb2.ObserveResponse]
-    """Outcomes to learn from."""
-    GetModelInfo: _grpc.UnaryUnaryMultiCallable[_predictor_pb2.GetModelInfoRequest, _predictor_pb2.GetModelInfoResponse]
-    """The models in use."""
-    ReloadModels: _grpc.UnaryUnaryMultiCallable[_predictor_pb2.ReloadModelsRequest, _predictor_pb2.ReloadModelsResponse]
-    """Loads the models again from disk, without dropping a call."""
-
-@_typing.type_check_only
-class PredictorServiceAsyncStub(PredictorServiceStub):
-    """Predictions and what they learn from."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    PredictLength: _aio.UnaryUnaryMultiCallable[_predictor_pb2.PredictLengthRequest, _predictor_pb2.PredictLengthResponse]  # type: ignore[assignment]
+    PredictLength: _aio.UnaryUnaryMultiCallable[_predictor_pb2.PredictLengthRequest, _predictor_pb2.PredictLengthResponse]
     """Output length distributions, in batches."""
-    ForecastTask: _aio.UnaryUnaryMultiCallable[_predictor_pb2.ForecastTaskRequest, _predictor_pb2.ForecastTaskResponse]  # type: ignore[assignment]
+    ForecastTask: _aio.UnaryUnaryMultiCallable[_predictor_pb2.ForecastTaskRequest, _predictor_pb2.ForecastTaskResponse]
     """What tasks still need, in batches."""
-    Observe: _aio.StreamUnaryMultiCallable[_predictor_pb2.ObserveRequest, _predictor_pb2.ObserveResponse]  # type: ignore[assignment]
+    Observe: _aio.StreamUnaryMultiCallable[_predictor_pb2.ObserveRequest, _predictor_pb2.ObserveResponse]
     """Outcomes to learn from."""
-    GetModelInfo: _aio.UnaryUnaryMultiCallable[_predictor_pb2.GetModelInfoRequest, _predictor_pb2.GetModelInfoResponse]  # type: ignore[assignment]
+    GetModelInfo: _aio.UnaryUnaryMultiCallable[_predictor_pb2.GetModelInfoRequest, _predictor_pb2.GetModelInfoResponse]
     """The models in use."""
-    ReloadModels: _aio.UnaryUnaryMultiCallable[_predictor_pb2.ReloadModelsRequest, _predictor_pb2.ReloadModelsResponse]  # type: ignore[assignment]
+    ReloadModels: _aio.UnaryUnaryMultiCallable[_predictor_pb2.ReloadModelsRequest, _predictor_pb2.ReloadModelsResponse]
     """Loads the models again from disk, without dropping a call."""
 
 class PredictorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -67,40 +34,40 @@ class PredictorServiceServicer(metaclass=_abc_1.ABCMeta):
     def PredictLength(
         self,
         request: _predictor_pb2.PredictLengthRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_predictor_pb2.PredictLengthResponse, _abc.Awaitable[_predictor_pb2.PredictLengthResponse]]:
+        context: _aio.ServicerContext[_predictor_pb2.PredictLengthRequest, _abc.Awaitable[_predictor_pb2.PredictLengthResponse]],
+    ) -> _abc.Awaitable[_predictor_pb2.PredictLengthResponse]:
         """Output length distributions, in batches."""
 
     @_abc_1.abstractmethod
     def ForecastTask(
         self,
         request: _predictor_pb2.ForecastTaskRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_predictor_pb2.ForecastTaskResponse, _abc.Awaitable[_predictor_pb2.ForecastTaskResponse]]:
+        context: _aio.ServicerContext[_predictor_pb2.ForecastTaskRequest, _abc.Awaitable[_predictor_pb2.ForecastTaskResponse]],
+    ) -> _abc.Awaitable[_predictor_pb2.ForecastTaskResponse]:
         """What tasks still need, in batches."""
 
     @_abc_1.abstractmethod
     def Observe(
         self,
-        request_iterator: _MaybeAsyncIterator[_predictor_pb2.ObserveRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_predictor_pb2.ObserveResponse, _abc.Awaitable[_predictor_pb2.ObserveResponse]]:
+        request_iterator: _abc.AsyncIterator[_predictor_pb2.ObserveRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_predictor_pb2.ObserveRequest], _abc.Awaitable[_predictor_pb2.ObserveResponse]],
+    ) -> _abc.Awaitable[_predictor_pb2.ObserveResponse]:
         """Outcomes to learn from."""
 
     @_abc_1.abstractmethod
     def GetModelInfo(
         self,
         request: _predictor_pb2.GetModelInfoRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_predictor_pb2.GetModelInfoResponse, _abc.Awaitable[_predictor_pb2.GetModelInfoResponse]]:
+        context: _aio.ServicerContext[_predictor_pb2.GetModelInfoRequest, _abc.Awaitable[_predictor_pb2.GetModelInfoResponse]],
+    ) -> _abc.Awaitable[_predictor_pb2.GetModelInfoResponse]:
         """The models in use."""
 
     @_abc_1.abstractmethod
     def ReloadModels(
         self,
         request: _predictor_pb2.ReloadModelsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_predictor_pb2.ReloadModelsResponse, _abc.Awaitable[_predictor_pb2.ReloadModelsResponse]]:
+        context: _aio.ServicerContext[_predictor_pb2.ReloadModelsRequest, _abc.Awaitable[_predictor_pb2.ReloadModelsResponse]],
+    ) -> _abc.Awaitable[_predictor_pb2.ReloadModelsResponse]:
         """Loads the models again from disk, without dropping a call."""
 
-def add_PredictorServiceServicer_to_server(servicer: PredictorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_PredictorServiceServicer_to_server(servicer: PredictorServiceServicer, server: _aio.Server) -> None: ...

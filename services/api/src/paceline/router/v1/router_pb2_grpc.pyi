@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from paceline.router.v1 import router_pb2 as _router_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,67 +15,32 @@ GRPC_VERSION: str
 class RouterServiceStub:
     """Requests, tasks, decisions and the fleet."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
-    Session: _grpc.StreamStreamMultiCallable[_router_pb2.SessionRequest, _router_pb2.SessionResponse]
-    """Many requests on one stream: for the gateway and heavy back ends. Each request has its own stream id and credits."""
-    Generate: _grpc.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]
-    """One request, streamed. A refusal before acceptance is a gRPC status with ErrorInfo; later failures are a terminal event."""
-    Attach: _grpc.UnaryStreamMultiCallable[_router_pb2.AttachRequest, _router_pb2.AttachResponse]
-    """Goes on with a request from a token index: after a broken stream, from anywhere."""
-    Cancel: _grpc.UnaryUnaryMultiCallable[_router_pb2.CancelRequest, _router_pb2.CancelResponse]
-    """Ends a request. Returns when its engine has confirmed."""
-    GetRequest: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetRequestRequest, _router_pb2.GetRequestResponse]
-    """One request: live or from the store."""
-    ListRequests: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListRequestsRequest, _router_pb2.ListRequestsResponse]
-    """Requests: live and from the store."""
-    Route: _grpc.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]
-    """A decision only, for back ends that stream from an engine themselves."""
-    RouteStream: _grpc.StreamStreamMultiCallable[_router_pb2.RouteStreamRequest, _router_pb2.RouteStreamResponse]
-    """Decisions in batches, and their outcomes."""
-    BeginTask: _grpc.UnaryUnaryMultiCallable[_router_pb2.BeginTaskRequest, _router_pb2.BeginTaskResponse]
-    """Begins a task: its deadline runs from here."""
-    EndTask: _grpc.UnaryUnaryMultiCallable[_router_pb2.EndTaskRequest, _router_pb2.EndTaskResponse]
-    """Ends a task. A task that is never ended expires when idle."""
-    ListEngines: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListEnginesRequest, _router_pb2.ListEnginesResponse]
-    """The fleet."""
-    DrainEngine: _grpc.UnaryUnaryMultiCallable[_router_pb2.DrainEngineRequest, _router_pb2.DrainEngineResponse]
-    """Takes an engine out of placement."""
-    ExplainRequest: _grpc.UnaryUnaryMultiCallable[_router_pb2.ExplainRequestRequest, _router_pb2.ExplainRequestResponse]
-    """Why a request went where it went."""
-
-@_typing.type_check_only
-class RouterServiceAsyncStub(RouterServiceStub):
-    """Requests, tasks, decisions and the fleet."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Session: _aio.StreamStreamMultiCallable[_router_pb2.SessionRequest, _router_pb2.SessionResponse]  # type: ignore[assignment]
+    Session: _aio.StreamStreamMultiCallable[_router_pb2.SessionRequest, _router_pb2.SessionResponse]
     """Many requests on one stream: for the gateway and heavy back ends. Each request has its own stream id and credits."""
-    Generate: _aio.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]  # type: ignore[assignment]
+    Generate: _aio.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]
     """One request, streamed. A refusal before acceptance is a gRPC status with ErrorInfo; later failures are a terminal event."""
-    Attach: _aio.UnaryStreamMultiCallable[_router_pb2.AttachRequest, _router_pb2.AttachResponse]  # type: ignore[assignment]
+    Attach: _aio.UnaryStreamMultiCallable[_router_pb2.AttachRequest, _router_pb2.AttachResponse]
     """Goes on with a request from a token index: after a broken stream, from anywhere."""
-    Cancel: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelRequest, _router_pb2.CancelResponse]  # type: ignore[assignment]
+    Cancel: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelRequest, _router_pb2.CancelResponse]
     """Ends a request. Returns when its engine has confirmed."""
-    GetRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.GetRequestRequest, _router_pb2.GetRequestResponse]  # type: ignore[assignment]
+    GetRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.GetRequestRequest, _router_pb2.GetRequestResponse]
     """One request: live or from the store."""
-    ListRequests: _aio.UnaryUnaryMultiCallable[_router_pb2.ListRequestsRequest, _router_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    ListRequests: _aio.UnaryUnaryMultiCallable[_router_pb2.ListRequestsRequest, _router_pb2.ListRequestsResponse]
     """Requests: live and from the store."""
-    Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]  # type: ignore[assignment]
+    Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]
     """A decision only, for back ends that stream from an engine themselves."""
-    RouteStream: _aio.StreamStreamMultiCallable[_router_pb2.RouteStreamRequest, _router_pb2.RouteStreamResponse]  # type: ignore[assignment]
+    RouteStream: _aio.StreamStreamMultiCallable[_router_pb2.RouteStreamRequest, _router_pb2.RouteStreamResponse]
     """Decisions in batches, and their outcomes."""
-    BeginTask: _aio.UnaryUnaryMultiCallable[_router_pb2.BeginTaskRequest, _router_pb2.BeginTaskResponse]  # type: ignore[assignment]
+    BeginTask: _aio.UnaryUnaryMultiCallable[_router_pb2.BeginTaskRequest, _router_pb2.BeginTaskResponse]
     """Begins a task: its deadline runs from here."""
-    EndTask: _aio.UnaryUnaryMultiCallable[_router_pb2.EndTaskRequest, _router_pb2.EndTaskResponse]  # type: ignore[assignment]
+    EndTask: _aio.UnaryUnaryMultiCallable[_router_pb2.EndTaskRequest, _router_pb2.EndTaskResponse]
     """Ends a task. A task that is never ended expires when idle."""
-    ListEngines: _aio.UnaryUnaryMultiCallable[_router_pb2.ListEnginesRequest, _router_pb2.ListEnginesResponse]  # type: ignore[assignment]
+    ListEngines: _aio.UnaryUnaryMultiCallable[_router_pb2.ListEnginesRequest, _router_pb2.ListEnginesResponse]
     """The fleet."""
-    DrainEngine: _aio.UnaryUnaryMultiCallable[_router_pb2.DrainEngineRequest, _router_pb2.DrainEngineResponse]  # type: ignore[assignment]
+    DrainEngine: _aio.UnaryUnaryMultiCallable[_router_pb2.DrainEngineRequest, _router_pb2.DrainEngineResponse]
     """Takes an engine out of placement."""
-    ExplainRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequestRequest, _router_pb2.ExplainRequestResponse]  # type: ignore[assignment]
+    ExplainRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequestRequest, _router_pb2.ExplainRequestResponse]
     """Why a request went where it went."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -98,125 +49,114 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Session(
         self,
-        request_iterator: _MaybeAsyncIterator[_router_pb2.SessionRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_pb2.SessionResponse], _abc.AsyncIterator[_router_pb2.SessionResponse]]:
+        request_iterator: _abc.AsyncIterator[_router_pb2.SessionRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_router_pb2.SessionRequest], _abc.AsyncIterator[_router_pb2.SessionResponse]],
+    ) -> _abc.AsyncIterator[_router_pb2.SessionResponse]:
         """Many requests on one stream: for the gateway and heavy back ends. Each request has its own stream id and credits."""
 
     @_abc_1.abstractmethod
     def Generate(
         self,
         request: _router_pb2.GenerateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_pb2.GenerateResponse], _abc.AsyncIterator[_router_pb2.GenerateResponse]]:
+        context: _aio.ServicerContext[_router_pb2.GenerateRequest, _abc.AsyncIterator[_router_pb2.GenerateResponse]],
+    ) -> _abc.AsyncIterator[_router_pb2.GenerateResponse]:
         """One request, streamed. A refusal before acceptance is a gRPC status with ErrorInfo; later failures are a terminal event."""
 
     @_abc_1.abstractmethod
     def Attach(
         self,
         request: _router_pb2.AttachRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_pb2.AttachResponse], _abc.AsyncIterator[_router_pb2.AttachResponse]]:
+        context: _aio.ServicerContext[_router_pb2.AttachRequest, _abc.AsyncIterator[_router_pb2.AttachResponse]],
+    ) -> _abc.AsyncIterator[_router_pb2.AttachResponse]:
         """Goes on with a request from a token index: after a broken stream, from anywhere."""
 
     @_abc_1.abstractmethod
     def Cancel(
         self,
         request: _router_pb2.CancelRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.CancelResponse, _abc.Awaitable[_router_pb2.CancelResponse]]:
+        context: _aio.ServicerContext[_router_pb2.CancelRequest, _abc.Awaitable[_router_pb2.CancelResponse]],
+    ) -> _abc.Awaitable[_router_pb2.CancelResponse]:
         """Ends a request. Returns when its engine has confirmed."""
 
     @_abc_1.abstractmethod
     def GetRequest(
         self,
         request: _router_pb2.GetRequestRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.GetRequestResponse, _abc.Awaitable[_router_pb2.GetRequestResponse]]:
+        context: _aio.ServicerContext[_router_pb2.GetRequestRequest, _abc.Awaitable[_router_pb2.GetRequestResponse]],
+    ) -> _abc.Awaitable[_router_pb2.GetRequestResponse]:
         """One request: live or from the store."""
 
     @_abc_1.abstractmethod
     def ListRequests(
         self,
         request: _router_pb2.ListRequestsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.ListRequestsResponse, _abc.Awaitable[_router_pb2.ListRequestsResponse]]:
+        context: _aio.ServicerContext[_router_pb2.ListRequestsRequest, _abc.Awaitable[_router_pb2.ListRequestsResponse]],
+    ) -> _abc.Awaitable[_router_pb2.ListRequestsResponse]:
         """Requests: live and from the store."""
 
     @_abc_1.abstractmethod
     def Route(
         self,
         request: _router_pb2.RouteRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.RouteResponse, _abc.Awaitable[_router_pb2.RouteResponse]]:
+        context: _aio.ServicerContext[_router_pb2.RouteRequest, _abc.Awaitable[_router_pb2.RouteResponse]],
+    ) -> _abc.Awaitable[_router_pb2.RouteResponse]:
         """A decision only, for back ends that stream from an engine themselves."""
 
     @_abc_1.abstractmethod
     def RouteStream(
         self,
-        request_iterator: _MaybeAsyncIterator[_router_pb2.RouteStreamRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_pb2.RouteStreamResponse], _abc.AsyncIterator[_router_pb2.RouteStreamResponse]]:
+        request_iterator: _abc.AsyncIterator[_router_pb2.RouteStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_router_pb2.RouteStreamRequest], _abc.AsyncIterator[_router_pb2.RouteStreamResponse]],
+    ) -> _abc.AsyncIterator[_router_pb2.RouteStreamResponse]:
         """Decisions in batches, and their outcomes."""
 
     @_abc_1.abstractmethod
     def BeginTask(
         self,
         request: _router_pb2.BeginTaskRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.BeginTaskResponse, _abc.Awaitable[_router_pb2.BeginTaskResponse]]:
+        context: _aio.ServicerContext[_router_pb2.BeginTaskRequest, _abc.Awaitable[_router_pb2.BeginTaskResponse]],
+    ) -> _abc.Awaitable[_router_pb2.BeginTaskResponse]:
         """Begins a task: its deadline runs from here."""
 
     @_abc_1.abstractmethod
     def EndTask(
         self,
         request: _router_pb2.EndTaskRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.EndTaskResponse, _abc.Awaitable[_router_pb2.EndTaskResponse]]:
+        context: _aio.ServicerContext[_router_pb2.EndTaskRequest, _abc.Awaitable[_router_pb2.EndTaskResponse]],
+    ) -> _abc.Awaitable[_router_pb2.EndTaskResponse]:
         """Ends a task. A task that is never ended expires when idle."""
 
     @_abc_1.abstractmethod
     def ListEngines(
         self,
         request: _router_pb2.ListEnginesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.ListEnginesResponse, _abc.Awaitable[_router_pb2.ListEnginesResponse]]:
+        context: _aio.ServicerContext[_router_pb2.ListEnginesRequest, _abc.Awaitable[_router_pb2.ListEnginesResponse]],
+    ) -> _abc.Awaitable[_router_pb2.ListEnginesResponse]:
         """The fleet."""
 
     @_abc_1.abstractmethod
     def DrainEngine(
         self,
         request: _router_pb2.DrainEngineRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.DrainEngineResponse, _abc.Awaitable[_router_pb2.DrainEngineResponse]]:
+        context: _aio.ServicerContext[_router_pb2.DrainEngineRequest, _abc.Awaitable[_router_pb2.DrainEngineResponse]],
+    ) -> _abc.Awaitable[_router_pb2.DrainEngineResponse]:
         """Takes an engine out of placement."""
 
     @_abc_1.abstractmethod
     def ExplainRequest(
         self,
         request: _router_pb2.ExplainRequestRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.ExplainRequestResponse, _abc.Awaitable[_router_pb2.ExplainRequestResponse]]:
+        context: _aio.ServicerContext[_router_pb2.ExplainRequestRequest, _abc.Awaitable[_router_pb2.ExplainRequestResponse]],
+    ) -> _abc.Awaitable[_router_pb2.ExplainRequestResponse]:
         """Why a request went where it went."""
 
-def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _aio.Server) -> None: ...
 
 class FleetServiceStub:
     """How engines join the fleet."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
-    Announce: _grpc.UnaryUnaryMultiCallable[_router_pb2.AnnounceRequest, _router_pb2.AnnounceResponse]
-    """A new scheduler asks to be dialled."""
-
-@_typing.type_check_only
-class FleetServiceAsyncStub(FleetServiceStub):
-    """How engines join the fleet."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Announce: _aio.UnaryUnaryMultiCallable[_router_pb2.AnnounceRequest, _router_pb2.AnnounceResponse]  # type: ignore[assignment]
+    Announce: _aio.UnaryUnaryMultiCallable[_router_pb2.AnnounceRequest, _router_pb2.AnnounceResponse]
     """A new scheduler asks to be dialled."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -226,8 +166,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     def Announce(
         self,
         request: _router_pb2.AnnounceRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_pb2.AnnounceResponse, _abc.Awaitable[_router_pb2.AnnounceResponse]]:
+        context: _aio.ServicerContext[_router_pb2.AnnounceRequest, _abc.Awaitable[_router_pb2.AnnounceResponse]],
+    ) -> _abc.Awaitable[_router_pb2.AnnounceResponse]:
         """A new scheduler asks to be dialled."""
 
-def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from paceline.scheduler.v1 import scheduler_pb2 as _scheduler_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,43 +15,20 @@ GRPC_VERSION: str
 class SchedulerServiceStub:
     """One engine's scheduler."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> SchedulerServiceAsyncStub: ...
-    Session: _grpc.StreamStreamMultiCallable[_scheduler_pb2.SessionRequest, _scheduler_pb2.SessionResponse]
-    """The stream of one router. Several routers may hold one each. The first message is a Hello. When it breaks, the
-    requests of that router live on for the grace period.
-    """
-    GetLoad: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.GetLoadRequest, _scheduler_pb2.GetLoadResponse]
-    """Load of the engine now."""
-    GetPlan: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.GetPlanRequest, _scheduler_pb2.GetPlanResponse]
-    """The plan in force and why."""
-    ListRequests: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListRequestsRequest, _scheduler_pb2.ListRequestsResponse]
-    """The live table."""
-    Drain: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DrainRequest, _scheduler_pb2.DrainResponse]
-    """Stops taking requests; returns when all have ended or the time is over."""
-    ExplainRequest: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainRequestRequest, _scheduler_pb2.ExplainRequestResponse]
-    """Why a request runs or waits."""
-
-@_typing.type_check_only
-class SchedulerServiceAsyncStub(SchedulerServiceStub):
-    """One engine's scheduler."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Session: _aio.StreamStreamMultiCallable[_scheduler_pb2.SessionRequest, _scheduler_pb2.SessionResponse]  # type: ignore[assignment]
+    Session: _aio.StreamStreamMultiCallable[_scheduler_pb2.SessionRequest, _scheduler_pb2.SessionResponse]
     """The stream of one router. Several routers may hold one each. The first message is a Hello. When it breaks, the
     requests of that router live on for the grace period.
     """
-    GetLoad: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetLoadRequest, _scheduler_pb2.GetLoadResponse]  # type: ignore[assignment]
+    GetLoad: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetLoadRequest, _scheduler_pb2.GetLoadResponse]
     """Load of the engine now."""
-    GetPlan: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetPlanRequest, _scheduler_pb2.GetPlanResponse]  # type: ignore[assignment]
+    GetPlan: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetPlanRequest, _scheduler_pb2.GetPlanResponse]
     """The plan in force and why."""
-    ListRequests: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListRequestsRequest, _scheduler_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    ListRequests: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListRequestsRequest, _scheduler_pb2.ListRequestsResponse]
     """The live table."""
-    Drain: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DrainRequest, _scheduler_pb2.DrainResponse]  # type: ignore[assignment]
+    Drain: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DrainRequest, _scheduler_pb2.DrainResponse]
     """Stops taking requests; returns when all have ended or the time is over."""
-    ExplainRequest: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainRequestRequest, _scheduler_pb2.ExplainRequestResponse]  # type: ignore[assignment]
+    ExplainRequest: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainRequestRequest, _scheduler_pb2.ExplainRequestResponse]
     """Why a request runs or waits."""
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -74,9 +37,9 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Session(
         self,
-        request_iterator: _MaybeAsyncIterator[_scheduler_pb2.SessionRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.SessionResponse], _abc.AsyncIterator[_scheduler_pb2.SessionResponse]]:
+        request_iterator: _abc.AsyncIterator[_scheduler_pb2.SessionRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_scheduler_pb2.SessionRequest], _abc.AsyncIterator[_scheduler_pb2.SessionResponse]],
+    ) -> _abc.AsyncIterator[_scheduler_pb2.SessionResponse]:
         """The stream of one router. Several routers may hold one each. The first message is a Hello. When it breaks, the
         requests of that router live on for the grace period.
         """
@@ -85,40 +48,40 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetLoad(
         self,
         request: _scheduler_pb2.GetLoadRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_scheduler_pb2.GetLoadResponse, _abc.Awaitable[_scheduler_pb2.GetLoadResponse]]:
+        context: _aio.ServicerContext[_scheduler_pb2.GetLoadRequest, _abc.Awaitable[_scheduler_pb2.GetLoadResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.GetLoadResponse]:
         """Load of the engine now."""
 
     @_abc_1.abstractmethod
     def GetPlan(
         self,
         request: _scheduler_pb2.GetPlanRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_scheduler_pb2.GetPlanResponse, _abc.Awaitable[_scheduler_pb2.GetPlanResponse]]:
+        context: _aio.ServicerContext[_scheduler_pb2.GetPlanRequest, _abc.Awaitable[_scheduler_pb2.GetPlanResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.GetPlanResponse]:
         """The plan in force and why."""
 
     @_abc_1.abstractmethod
     def ListRequests(
         self,
         request: _scheduler_pb2.ListRequestsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_scheduler_pb2.ListRequestsResponse, _abc.Awaitable[_scheduler_pb2.ListRequestsResponse]]:
+        context: _aio.ServicerContext[_scheduler_pb2.ListRequestsRequest, _abc.Awaitable[_scheduler_pb2.ListRequestsResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.ListRequestsResponse]:
         """The live table."""
 
     @_abc_1.abstractmethod
     def Drain(
         self,
         request: _scheduler_pb2.DrainRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_scheduler_pb2.DrainResponse, _abc.Awaitable[_scheduler_pb2.DrainResponse]]:
+        context: _aio.ServicerContext[_scheduler_pb2.DrainRequest, _abc.Awaitable[_scheduler_pb2.DrainResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.DrainResponse]:
         """Stops taking requests; returns when all have ended or the time is over."""
 
     @_abc_1.abstractmethod
     def ExplainRequest(
         self,
         request: _scheduler_pb2.ExplainRequestRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_scheduler_pb2.ExplainRequestResponse, _abc.Awaitable[_scheduler_pb2.ExplainRequestResponse]]:
+        context: _aio.ServicerContext[_scheduler_pb2.ExplainRequestRequest, _abc.Awaitable[_scheduler_pb2.ExplainRequestResponse]],
+    ) -> _abc.Awaitable[_scheduler_pb2.ExplainRequestResponse]:
         """Why a request runs or waits."""
 
-def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _aio.Server) -> None: ...
