@@ -97,6 +97,7 @@ class GenerationSpec(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     HAS_TOOLS_FIELD_NUMBER: _builtins.int
     WANTS_JSON_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client (1-128 characters of A-Z a-z 0-9 . _ : -), or empty: the router draws one. A known id is refused
     with ALREADY_EXISTS.
@@ -129,6 +130,10 @@ class GenerationSpec(_message.Message):
     """True if tools are offered: a feature for the predictor."""
     wants_json: _builtins.bool
     """True if the answer must be JSON: a feature for the predictor."""
+    tenant: _builtins.str
+    """Tenant of the caller, said by a front door that authenticated it. The router takes it only from callers it trusts to
+    say so, and else uses the tenant of the call's own credentials.
+    """
     @_builtins.property
     def messages(self) -> Global___Messages:
         """A conversation; the model's chat template is applied once, at the router."""
@@ -162,10 +167,11 @@ class GenerationSpec(_message.Message):
         traceparent: _builtins.str = ...,
         has_tools: _builtins.bool = ...,
         wants_json: _builtins.bool = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "messages", b"messages", "sampling", b"sampling", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "cache_salt", b"cache_salt", "durability", b"durability", "has_tools", b"has_tools", "input", b"input", "max_tokens", b"max_tokens", "max_wait_ms", b"max_wait_ms", "messages", b"messages", "model", b"model", "on_disconnect", b"on_disconnect", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "slo", b"slo", "streaming", b"streaming", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent", "wants_json", b"wants_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "cache_salt", b"cache_salt", "durability", b"durability", "has_tools", b"has_tools", "input", b"input", "max_tokens", b"max_tokens", "max_wait_ms", b"max_wait_ms", "messages", b"messages", "model", b"model", "on_disconnect", b"on_disconnect", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "slo", b"slo", "streaming", b"streaming", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent", "wants_json", b"wants_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["messages", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
