@@ -1,11 +1,12 @@
 """Entry point of the `paceline` command."""
 
-import sys
+from paceline_cli.app import app
+from paceline_cli.errors import run_app
 
 
 def main() -> None:
-    """Say that no command exists yet."""
-    sys.exit("paceline: no command is implemented yet")
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

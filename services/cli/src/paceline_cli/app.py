@@ -1,0 +1,27 @@
+"""The command line: every command by name."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from paceline_cli.commands import up
+from paceline_cli.errors import DEBUG_VARIABLE
+
+app = typer.Typer(
+    name="paceline",
+    help="Paceline: a control plane for LLM serving. Start with `paceline up`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(up.up)
+app.command()(up.down)
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Paceline: a control plane for LLM serving."""
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"

@@ -1,0 +1,1 @@
+"""The local stack: what `paceline up` starts, watches and stops."""
