@@ -208,7 +208,9 @@ def extension_path() -> Path:
     except importlib.metadata.PackageNotFoundError as error:
         raise BindingError(f"{PINNED_PACKAGE}=={PINNED_VERSION} is not installed") from error
     if version != PINNED_VERSION:
-        raise BindingError(f"{PINNED_PACKAGE} is {version}, but the struct layouts here are those of {PINNED_VERSION}")
+        raise BindingError(
+            f"{PINNED_PACKAGE} is {version}, but the struct layouts here are those of {PINNED_VERSION}"
+        )
     spec = importlib.util.find_spec(PINNED_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or []:
@@ -227,7 +229,9 @@ def load_library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise BindingError(f"cannot open {path}: {error} (is the system package libgomp1 installed?)") from error
+        raise BindingError(
+            f"cannot open {path}: {error} (is the system package libgomp1 installed?)"
+        ) from error
     for name, (result, arguments) in _SIGNATURES.items():
         try:
             function = getattr(library, name)
@@ -243,7 +247,9 @@ def load_library() -> ctypes.CDLL:
 def _check_layouts(library: ctypes.CDLL) -> None:
     for struct, size in ((ContextParams, _CONTEXT_PARAMS_BYTES), (ModelParams, _MODEL_PARAMS_BYTES)):
         if ctypes.sizeof(struct) != size:
-            raise BindingError(f"{struct.__name__} is {ctypes.sizeof(struct)} bytes on this platform, not {size}")
+            raise BindingError(
+                f"{struct.__name__} is {ctypes.sizeof(struct)} bytes on this platform, not {size}"
+            )
     check_defaults(
         library.llama_context_default_params(),
         _written_bytes(library, "llama_context_default_params"),
@@ -265,7 +271,9 @@ def check_defaults(context: ContextParams, context_bytes: int, model: ModelParam
     if context_bytes != _CONTEXT_PARAMS_BYTES:
         wrong.append(f"llama_context_params ends at byte {context_bytes} (expected {_CONTEXT_PARAMS_BYTES})")
     if not ModelParams.flags.offset + len(_MODEL_FLAGS) <= model_bytes <= _MODEL_PARAMS_BYTES:
-        wrong.append(f"llama_model_params ends at byte {model_bytes} (expected at most {_MODEL_PARAMS_BYTES})")
+        wrong.append(
+            f"llama_model_params ends at byte {model_bytes} (expected at most {_MODEL_PARAMS_BYTES})"
+        )
     if wrong:
         raise BindingError(f"llama.cpp's struct layout is not that of {PINNED_VERSION}: {'; '.join(wrong)}")
 

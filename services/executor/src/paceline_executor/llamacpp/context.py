@@ -5,6 +5,7 @@ the sum of contexts; the price is that a call is one pass only for ascending, ga
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,9 +131,9 @@ class Context:
         if logit_rows == 0:
             return np.empty((0, self._vocab_size), np.float32)
         address = self._library.llama_get_logits(self._handle)
-        size = logit_rows * self._vocab_size
-        flat = np.frombuffer((ctypes.c_float * size).from_address(address), np.float32, size)
-        return flat.reshape(logit_rows, self._vocab_size)
+        rows = (ctypes.c_float * self._vocab_size * logit_rows).from_address(address)
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(rows)
+        return logits
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Forget all KV of a slot from position `tokens` on; 0 empties it."""
@@ -158,7 +159,18 @@ class Context:
         read = self._library.llama_state_seq_set_data(self._handle, state.ctypes.data, len(state), slot)
         if read == 0:
             self.truncate(slot, 0)
-            raise DecodeError(f"slot {slot} did not take {len(state)} bytes of KV: {' | '.join(list(recent_log)[-2:])}")
+            raise DecodeError(
+                f"slot {slot} did not take {len(state)} bytes of KV: {' | '.join(list(recent_log)[-2:])}"
+            )
+
+    @functools.cached_property
+    def bytes_per_token(self) -> int:
+        """KV bytes of one token, measured on slot 0, which must be free."""
+        tokens = self.shape.chunk_tokens
+        self.prefill(0, np.zeros(tokens, np.int32), 0, wants_logits=False)
+        size = len(self.read_state(0))
+        self.truncate(0, 0)
+        return size // tokens
 
     def clear(self) -> None:
         """Empty every slot."""

@@ -74,7 +74,9 @@ class Model:
         family = f"{self.metadata('tokenizer.ggml.model')}/{self.metadata('tokenizer.ggml.pre')}"
         return f"{family}/{digest.hexdigest()[:16]}"
 
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> NDArray[np.int32]:
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> NDArray[np.int32]:
         """Token ids of `text`. `parse_special` reads control tokens such as chat markers out of the text."""
         raw = text.encode("utf-8", "replace")
         ids = np.empty(len(raw) + 8, dtype=np.int32)
@@ -88,19 +90,36 @@ class Model:
             )
         return ids[:count].copy()
 
+    def tokenize_prompt(self, text: str) -> NDArray[np.int32]:
+        """Token ids of a rendered prompt; a beginning-of-sequence token the template wrote is not added twice."""
+        bos = self.token_text(self.bos_token_id)
+        return self.tokenize(text, add_special=not (bos and text.startswith(bos)))
+
+    @functools.cached_property
+    def longest_piece_bytes(self) -> int:
+        """Most bytes of text one token can stand for."""
+        return max(
+            max(len(self.piece(token)), len(self.token_text(token))) for token in range(self.vocab_size)
+        )
+
     def piece(self, token: int) -> bytes:
         """The bytes one token stands for in generated text; control tokens stand for none."""
         known = self._pieces[token]
-        if known is not None:
-            return known
+        if known is None:
+            known = self._pieces[token] = self._render(token, special=False)
+        return known
+
+    def token_text(self, token: int) -> str:
+        """How a token is written in a prompt, control tokens included; "" for no token (-1)."""
+        return self._render(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _render(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        length = self._library.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, False)
+        length = self._library.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, special)
         if length < 0:
             buffer = ctypes.create_string_buffer(-length)
-            length = self._library.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
-        piece = buffer.raw[:length]
-        self._pieces[token] = piece
-        return piece
+            length = self._library.llama_token_to_piece(self._vocab, token, buffer, -length, 0, special)
+        return buffer.raw[:length]
 
     def detokenize(self, ids: NDArray[np.int32]) -> str:
         """Text of a run of ids, bytes that are no UTF-8 replaced."""

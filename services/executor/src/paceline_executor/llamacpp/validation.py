@@ -1,0 +1,71 @@
+"""What an attempt must be before the engine takes it."""
+
+import math
+
+from paceline_executor.contract import AttemptSpec, EngineError, Ids, Sampling
+from paceline_executor.llamacpp.model import Model
+
+_MAX_STOPS = 16
+_MAX_STOP_BYTES = 256
+_MAX_BIAS = 100.0
+
+
+def prompt_ids_of(spec: AttemptSpec, model: Model, context_tokens: int) -> Ids:
+    """Token ids of the prompt; raises `EngineError` with the reason a client should see."""
+    if (spec.prompt_text is None) == (spec.prompt_ids is None):
+        raise EngineError("INVALID_PROMPT", "give the prompt either as text or as token ids")
+    if spec.prompt_ids is not None:
+        ids = spec.prompt_ids.astype("int32")
+        if len(ids) and not bool(((ids >= 0) & (ids < model.vocab_size)).all()):
+            raise EngineError("INVALID_TOKEN_ID", f"prompt ids must be in 0..{model.vocab_size - 1}")
+    else:
+        text = spec.prompt_text or ""
+        # Cheaper than tokenising megabytes: no token stands for more bytes than the longest piece.
+        if len(text) > context_tokens * model.longest_piece_bytes:
+            raise _too_long(f"more than {context_tokens}", context_tokens)
+        ids = model.tokenize_prompt(text)
+    if len(ids) == 0:
+        raise EngineError("EMPTY_PROMPT", "the prompt has no tokens")
+    if len(ids) >= context_tokens:
+        raise _too_long(str(len(ids)), context_tokens)
+    return ids
+
+
+def check_spec(spec: AttemptSpec, vocab_size: int) -> None:
+    """Refuse limits, forced ids and sampling that cannot be meant; raises `EngineError`."""
+    if spec.max_tokens < 1:
+        raise EngineError("INVALID_MAX_TOKENS", "max_tokens must be at least 1")
+    forced = spec.forced_ids
+    if len(forced) and not bool(((forced >= 0) & (forced < vocab_size)).all()):
+        raise EngineError("INVALID_TOKEN_ID", f"forced ids must be in 0..{vocab_size - 1}")
+    check_sampling(spec.sampling, vocab_size)
+
+
+def check_sampling(sampling: Sampling, vocab_size: int) -> None:
+    """Refuse sampling parameters outside their ranges; raises `EngineError` INVALID_SAMPLING."""
+    wrong: list[str] = []
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        wrong.append("temperature must be 0 or more")
+    if not 0 < sampling.top_p <= 1:
+        wrong.append("top_p must be in (0, 1]")
+    if sampling.top_k < 0:
+        wrong.append("top_k must be 0 or more")
+    if not (math.isfinite(sampling.presence_penalty) and math.isfinite(sampling.frequency_penalty)):
+        wrong.append("penalties must be finite")
+    if not (math.isfinite(sampling.repetition_penalty) and sampling.repetition_penalty > 0):
+        wrong.append("repetition_penalty must be above 0")
+    if any(not 0 <= token < vocab_size or not abs(bias) <= _MAX_BIAS for token, bias in sampling.logit_bias):
+        wrong.append(
+            f"logit_bias takes token ids of the vocabulary and values in -{_MAX_BIAS:g}..{_MAX_BIAS:g}"
+        )
+    if len(sampling.stop) > _MAX_STOPS or any(len(stop.encode()) > _MAX_STOP_BYTES for stop in sampling.stop):
+        wrong.append(f"at most {_MAX_STOPS} stop strings of at most {_MAX_STOP_BYTES} bytes each")
+    if wrong:
+        raise EngineError("INVALID_SAMPLING", "; ".join(wrong))
+
+
+def _too_long(tokens: str, context_tokens: int) -> EngineError:
+    return EngineError(
+        "CONTEXT_LENGTH_EXCEEDED",
+        f"the prompt has {tokens} tokens; this engine's context holds {context_tokens}, answer included",
+    )
