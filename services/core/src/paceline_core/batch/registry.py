@@ -1,0 +1,46 @@
+"""The table of batch policies: a name, and how to make one from parameters."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from paceline_core.batch.edf import Edf
+from paceline_core.batch.fcfs import Fcfs
+from paceline_core.batch.policy import BatchPolicy
+from paceline_core.batch.sarathi import Sarathi
+
+POLICIES: Mapping[str, type[Fcfs] | type[Sarathi] | type[Edf]] = {
+    "fcfs": Fcfs,
+    "sarathi": Sarathi,
+    "edf": Edf,
+}
+"""Every entry is a dataclass whose fields are the parameters of the policy, typed and with defaults."""
+
+ParamValue = float | int | str | bool
+
+
+def make_policy(name: str, params: Mapping[str, ParamValue] | None = None) -> BatchPolicy:
+    """The policy called `name`. Raises ValueError on an unknown name, an unknown parameter or a wrong type."""
+    cls = POLICIES.get(name)
+    if cls is None:
+        raise ValueError(f"unknown batch policy {name!r}; known: {', '.join(sorted(POLICIES))}")
+    known = {field.name: field.type for field in fields(cls)}
+    values: dict[str, ParamValue] = {}
+    for key, value in (params or {}).items():
+        if key not in known:
+            raise ValueError(
+                f"policy {name!r} has no parameter {key!r}; known: {', '.join(sorted(known)) or 'none'}"
+            )
+        values[key] = _checked(name, key, value, known[key])
+    made: Any = cls
+    policy: BatchPolicy = made(**values)
+    return policy
+
+
+def _checked(policy: str, key: str, value: ParamValue, wanted: object) -> ParamValue:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(wanted, type) or type(value) is not wanted:
+        type_name = getattr(wanted, "__name__", wanted)
+        raise ValueError(f"parameter {key!r} of policy {policy!r} is of type {type_name}, got {value!r}")
+    return value

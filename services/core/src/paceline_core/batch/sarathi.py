@@ -1,0 +1,36 @@
+"""First come, first served with chunked prefill under a token budget per step (Sarathi-Serve, OSDI'24, section 4)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from paceline_core.batch.fcfs import arrival_order
+from paceline_core.batch.plan import BatchPlan, PlanReason
+from paceline_core.batch.view import BatchView
+
+
+@dataclass(frozen=True, slots=True)
+class Sarathi:
+    """By arrival; a step takes a token of every decoding request, and prompt chunks from what is left of its budget."""
+
+    name: ClassVar[str] = "sarathi"
+
+    token_budget: int = 0
+    """Most tokens of one step, decode and prefill together; 0: four prefill chunks of the engine, and its batch."""
+
+    def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
+        order = arrival_order(view)
+        capacity = view.capacity
+        chunk = max(1, capacity.prefill_chunk_tokens)
+        budget = self.token_budget or 4 * chunk + capacity.max_batch
+        head = order[: capacity.max_batch]
+        decoding = int(np.count_nonzero(view.prefill_left()[head] == 0))
+        # Whole chunks only, and at least one: a smaller piece would change how the engine splits the prompt.
+        prefill = max(chunk, (budget - decoding) // chunk * chunk)
+        return BatchPlan(
+            order=order,
+            scores=view.arrival_ms[order],
+            reasons=[PlanReason.ARRIVAL] * len(order),
+            prefill_budget_tokens=prefill,
+        )

@@ -1,0 +1,100 @@
+"""What a batch policy sees: the live requests of one engine as arrays, and what the engine can do."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_core.engine_model import EngineModel
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Limits of the engine, and what it can do besides."""
+
+    max_batch: int
+    """Most sequences decoded in one step."""
+    max_resident: int
+    """Most sequences with KV in the engine."""
+    kv_tokens: int
+    """KV capacity of all sequences, tokens."""
+    max_context_tokens: int
+    """Longest context of one sequence, tokens."""
+    prefill_chunk_tokens: int
+    """Prefill chunk that keeps answers identical, tokens."""
+    run_set_change_cost_ms: float = 0.0
+    """Extra time of a step after the run set changed, milliseconds."""
+    keeps_kv_when_paused: bool = True
+    """False: a pause drops the KV, which is computed again at the resume."""
+    frame_only: bool = False
+    """True: plans act at frame boundaries only, not at every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    """Live (not ended) requests of one engine; every array has N rows, one per request, in no particular order.
+
+    Times are milliseconds: instants on the clock of `now_ms`, budgets from `arrival_ms` on.
+    """
+
+    row_id: IntArray
+    """[N] Where the caller keeps the row; distinct."""
+    slo_class: NDArray[np.int8]
+    """[N] Values of `SloClass`."""
+    arrival_ms: FloatArray
+    """[N] Arrival at the router, an instant; may be negative."""
+    ttft_ms: FloatArray
+    """[N] Budget of the first token; 0 unless latency class."""
+    tbt_ms: FloatArray
+    """[N] Budget of each further token; 0 unless latency class."""
+    e2e_ms: FloatArray
+    """[N] Budget of the last token; 0 unless deadline or task class."""
+    call_due_ms: FloatArray
+    """[N] Instant by which this call of a task is wanted; infinite when nobody said."""
+    prompt_tokens: IntArray
+    """[N] Prompt tokens; an estimate until the engine accepted."""
+    kv_tokens: IntArray
+    """[N] Prompt and output tokens whose KV is in the engine."""
+    cached_tokens: IntArray
+    """[N] Prompt tokens that were found in the engine's prefix cache."""
+    generated: IntArray
+    """[N] Output tokens so far, those of earlier attempts included."""
+    max_tokens: IntArray
+    """[N] Most output tokens."""
+    token_limit: IntArray
+    """[N] Output index bound by credit; 0: none."""
+    state: NDArray[np.int8]
+    """[N] Values of `paceline_core.batch.state.RunState`."""
+    tenant: NDArray[np.int32]
+    """[N] Small numbers that stand for tenants."""
+    task: NDArray[np.int32]
+    """[N] Small numbers that stand for tasks; -1: no task."""
+    priority: NDArray[np.int32]
+    """[N] Higher is more urgent; 0 is normal."""
+    length_table: NDArray[np.float32]
+    """[C, K] Length CDFs of the caller's table (see `paceline_core.lengths`), read by `length_cdf`."""
+    capacity: Capacity
+    model: EngineModel
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    def length_cdf(self) -> FloatArray:
+        """[N, K] Length CDF of each request. Gathered when asked for: most policies never read it."""
+        return self.length_table[self.row_id].astype(np.float64)
+
+    def runnable(self) -> BoolArray:
+        """[N] True where the next step may run the request: its credit is not used up."""
+        return np.asarray((self.token_limit == 0) | (self.generated < self.token_limit))
+
+    def context_tokens(self) -> IntArray:
+        """[N] Tokens whose KV the request needs to decode its next token (the last token is not in the KV yet)."""
+        return self.prompt_tokens + np.maximum(self.generated - 1, 0)
+
+    def prefill_left(self) -> IntArray:
+        """[N] Tokens to prefill before the next output token; 0 while decoding."""
+        return np.asarray(np.maximum(self.context_tokens() - self.kv_tokens, 0))
