@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import up
+from paceline_cli.commands import drain, request, status, up
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -18,6 +18,10 @@ app = typer.Typer(
 )
 app.command()(up.up)
 app.command()(up.down)
+app.command()(status.status)
+app.add_typer(request.app, name="request")
+app.command()(request.explain)
+app.command()(drain.drain)
 
 
 @app.callback()

@@ -67,8 +67,8 @@ class FleetReader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        for connection in self._channels.values():
+            await connection.close()
 
     async def read(self) -> FleetView:
         """The fleet now. Never raises for a service that is away: `problem` is set."""

@@ -1,0 +1,54 @@
+"""`paceline drain`: take an engine out of placement, or back in."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from paceline.router.v1 import router_pb2
+from paceline_cli.output import as_dict, print_json
+from paceline_cli.target import (
+    DEFAULT_STATE_DIR,
+    JsonOption,
+    RouterOption,
+    StateDirOption,
+    find_target,
+    router_of,
+)
+
+_CALL_S = 10.0
+
+
+def drain(
+    engine: Annotated[str, typer.Argument(help="The engine, e.g. cpu-0.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Take it back in.")] = False,
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout", min=0, help="Seconds its requests may stay before they move; 0: to their end."
+        ),
+    ] = 0.0,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    router: RouterOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Stop sending requests to an engine; those on it go on to their end, or move after --timeout.
+
+    Examples:
+
+      paceline drain cpu-0 --timeout 30
+
+      paceline drain cpu-0 --resume
+    """
+    query = router_pb2.DrainEngineRequest(engine_id=engine, timeout_ms=timeout_s * 1000, resume=resume)
+
+    async def ask() -> router_pb2.DrainEngineResponse:
+        async with router_of(find_target(state_dir, router)) as stub:
+            return await stub.DrainEngine(query, timeout=_CALL_S)
+
+    answer = asyncio.run(ask())
+    if as_json:
+        print_json(as_dict(answer))
+    else:
+        state = router_pb2.EngineState.Name(answer.state).removeprefix("ENGINE_STATE_").lower()
+        print(f"{engine}: {state}, {answer.live} live requests on it")

@@ -1,0 +1,43 @@
+"""How commands print: tables for people, JSON for machines."""
+
+import datetime
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """A JSON document on standard output."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A proto message with its own field names."""
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
+    """A plain table; `right` names the columns of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def clock_time(unix_ms: int) -> str:
+    """A Unix time in milliseconds as local time of day with date."""
+    if not unix_ms:
+        return "-"
+    moment = datetime.datetime.fromtimestamp(unix_ms / 1000, tz=datetime.UTC).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
