@@ -5,6 +5,7 @@ import random
 
 import grpc
 import httpx
+import pytest
 from line_client import Generation, generate, greedy
 from stack_process import StackProcess
 
@@ -49,14 +50,9 @@ async def one(stack: StackProcess, stub: RouterServiceStub, http: httpx.AsyncCli
         return way
     if way == "too-long":
         spec.text = "y" * 50_000
-        call = stub.Generate(GenerateRequest(spec=spec), timeout=60)
-        try:
-            async for _ in call:
-                pass
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            return way
-        raise AssertionError("a prompt over the context was taken")
+        with pytest.raises(grpc.aio.AioRpcError, match="CONTEXT|context"):
+            await generate(stack.router, spec)
+        return way
     seen = Generation()
     if way == "finish":
         await generate(stack.router, spec, seen)
@@ -106,7 +102,7 @@ async def test_nothing_leaks(stack: StackProcess) -> None:
         found: dict[str, object] = {}
         try:
             async with asyncio.timeout(EMPTY_WITHIN_S):
-                while found := await leftovers():
+                while found := await leftovers():  # noqa: ASYNC110 -- other processes: nothing here to wait on
                     await asyncio.sleep(0.25)
         except TimeoutError:
             raise AssertionError(f"left behind: {found}") from None

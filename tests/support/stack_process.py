@@ -104,6 +104,6 @@ class StackProcess:
 
     def tail(self) -> str:
         parts = [(self.state_dir / "up.out").read_text(errors="replace")[-2000:]]
-        for log in sorted((self.state_dir / "logs").glob("*.log")):
-            parts.append(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}")
+        logs = sorted((self.state_dir / "logs").glob("*.log"))
+        parts += [f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs]
         return "\n".join(parts)
