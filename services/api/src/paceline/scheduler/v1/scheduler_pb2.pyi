@@ -269,6 +269,38 @@ class Submit(_message.Message):
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
 
 @_typing.final
+class AttemptContext(_message.Message):
+    """What a scheduler hands to its executor as the context of an attempt, to rebuild the row in its next life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMIT_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    ARRIVED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    """Owner."""
+    arrived_unix_ms: _builtins.int
+    """Arrival at the router, Unix milliseconds by the scheduler's clock."""
+    @_builtins.property
+    def submit(self) -> Global___Submit:
+        """As it came in, with spec left out."""
+
+    def __init__(
+        self,
+        *,
+        submit: Global___Submit | None = ...,
+        router_id: _builtins.str = ...,
+        arrived_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["submit", b"submit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_unix_ms", b"arrived_unix_ms", "router_id", b"router_id", "submit", b"submit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptContext: _TypeAlias = AttemptContext  # noqa: Y015
+
+@_typing.final
 class Reestimate(_message.Message):
     """A new estimate for a live attempt."""
 
