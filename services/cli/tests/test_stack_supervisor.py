@@ -16,6 +16,7 @@ import pytest
 from paceline_cli.stack.backoff import Backoff
 from paceline_cli.stack.child import ChildSpec, ChildState
 from paceline_cli.stack.logs import RotatingLog, tail
+from paceline_cli.stack.ports import free_ports
 from paceline_cli.stack.settings import UpConfig
 from paceline_cli.stack.statefile import StateDir, StateDirBusyError
 from paceline_cli.stack.supervisor import StackStartError, Supervisor
@@ -24,9 +25,9 @@ FAKE = Path(__file__).with_name("fake_service.py")
 
 
 def spec(state: StateDir, name: str, *arguments: str, rank: int = 0) -> ChildSpec:
-    ready = state.run / f"{name}.ready"
-    argv = (sys.executable, str(FAKE), "--ready-file", str(ready), *arguments)
-    return ChildSpec(name, argv, "127.0.0.1:1", ready, state.logs / f"{name}.log", rank)
+    (port,) = free_ports("127.0.0.1", 1)
+    argv = (sys.executable, str(FAKE), "--port", str(port), "--name", name, *arguments)
+    return ChildSpec(name, argv, f"127.0.0.1:{port}", state.logs / f"{name}.log", rank)
 
 
 def supervisor_of(state: StateDir, *specs: ChildSpec, **up: object) -> Supervisor:

@@ -6,6 +6,7 @@ import sys
 import grpc
 import typer
 
+from paceline_cli.errors_base import CommandError
 from paceline_cli.stack.ports import PortConflictError
 from paceline_cli.stack.statefile import StateDirBusyError
 from paceline_cli.stack.supervisor import StackStartError
@@ -17,10 +18,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 DEBUG_VARIABLE = "PACELINE_DEBUG"
-
-
-class CommandError(RuntimeError):
-    """A command cannot do what it was asked; the message says why and what to do."""
 
 
 def message_of(error: BaseException) -> str | None:

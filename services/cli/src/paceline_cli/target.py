@@ -10,7 +10,7 @@ import grpc
 import typer
 
 from paceline.router.v1 import router_pb2_grpc
-from paceline_cli.errors import CommandError
+from paceline_cli.errors_base import CommandError
 from paceline_cli.stack.statefile import StackState, StateDir
 from paceline_runtime.channel import channel
 from paceline_runtime.status import details_of

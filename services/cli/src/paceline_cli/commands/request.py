@@ -7,7 +7,7 @@ import typer
 
 from paceline.common.v1 import attempt_pb2, slo_pb2
 from paceline.router.v1 import generation_pb2, router_pb2
-from paceline_cli.errors import CommandError
+from paceline_cli.errors_base import CommandError
 from paceline_cli.output import as_dict, clock_time, console, print_json, print_table
 from paceline_cli.target import (
     DEFAULT_STATE_DIR,

@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from paceline_cli.errors import CommandError
+from paceline_cli.errors_base import CommandError
 from paceline_cli.fleet import FleetReader, FleetView
 from paceline_cli.output import console, print_json, print_table
-from paceline_cli.stack.http_probe import http_get
+from paceline_cli.stack.probe import http_get
 from paceline_cli.stack.statefile import ServiceEntry
 from paceline_cli.target import (
     DEFAULT_STATE_DIR,

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from paceline_cli.errors import CommandError
+from paceline_cli.errors_base import CommandError
 from paceline_cli.fleet import FleetReader, FleetView
 from paceline_cli.stack.run import RunningStack, StackPlan, running_stack
 from paceline_cli.stack.statefile import StateDir

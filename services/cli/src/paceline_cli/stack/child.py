@@ -13,9 +13,10 @@ from pathlib import Path
 
 from paceline_cli.stack import launch
 from paceline_cli.stack.logs import RotatingLog
+from paceline_cli.stack.probe import listens
 
 _READ_BYTES = 64 << 10
-_READY_POLL_S = 0.02
+_READY_POLL_S = 0.05
 _KILLED_WAIT_S = 5.0
 # A grandchild may keep the pipe open after the child has ended.
 _LAST_OUTPUT_S = 1.0
@@ -33,12 +34,11 @@ class ChildState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run. Lower `stop_rank` is stopped earlier; `address` is where it will listen."""
+    """What to run. It is ready when it listens at `address` (`host:port`). Lower `stop_rank` is stopped earlier."""
 
     name: str
     argv: tuple[str, ...]
     address: str
-    ready_file: Path
     log: Path
     stop_rank: int
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +52,6 @@ class Child:
         self.state = ChildState.STARTING
         self.restarts = 0
         self.started_s = 0.0
-        self.address = spec.address
         self.last_exit: str = ""
         self._stop_asked = False
         self._process: asyncio.subprocess.Process | None = None
@@ -67,7 +66,6 @@ class Child:
     async def run_once(self) -> float:
         """Start it, wait for its end; seconds it lived. Cancelling does not stop it: `stop` does."""
         spec = self.spec
-        spec.ready_file.unlink(missing_ok=True)
         self.state = ChildState.STARTING
         self.started_s = time.monotonic()
         process = self._process = await asyncio.create_subprocess_exec(
@@ -119,10 +117,8 @@ class Child:
                 os.killpg(self.pid, number)
 
     async def _watch_ready(self) -> None:
-        # The file appears by an atomic rename once the service answers: looking for it costs a few microseconds.
-        while not self.spec.ready_file.exists():  # noqa: ASYNC110
+        while not await listens(self.spec.address):
             await asyncio.sleep(_READY_POLL_S)
-        self.address = self.spec.ready_file.read_text().strip() or self.spec.address
         if self.state is ChildState.STARTING:
             self.state = ChildState.READY
 

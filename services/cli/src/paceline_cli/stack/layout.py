@@ -80,8 +80,7 @@ def lay_out(
         role: str, suffix: str, address: str, sets: Mapping[str, str], environment: Mapping[str, str]
     ) -> None:
         name = f"{role}-{suffix}" if suffix else role
-        ready = state.run / f"{name}.ready"
-        argv = [python, "-m", _MODULES[role], "--config", str(config), "--ready-file", str(ready)]
+        argv = [python, "-m", _MODULES[role], "--config", str(config)]
         for key, value in sets.items():
             argv += ["--set", f"{role}.{key}={value}"]
         children.append(

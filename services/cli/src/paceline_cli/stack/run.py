@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from paceline_cli.stack import configuration
-from paceline_cli.stack.http_probe import http_status
 from paceline_cli.stack.layout import Addresses, draw_addresses, lay_out
+from paceline_cli.stack.model import ensure_model
+from paceline_cli.stack.probe import http_status
 from paceline_cli.stack.settings import UpConfig
 from paceline_cli.stack.statefile import StateDir
 from paceline_cli.stack.supervisor import StackStartError, Supervisor
@@ -74,6 +75,7 @@ async def running_stack(
     state.acquire()
     try:
         tree, up, path = prepare(plan)
+        await ensure_model(tree["executor"], on_event)
         addresses = draw_addresses(up)
         backend = str(tree["executor"].get("backend", "llamacpp"))
         layout = lay_out(up, addresses, state, path, backend=backend)

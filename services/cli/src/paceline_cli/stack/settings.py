@@ -18,7 +18,7 @@ class UpConfig(ConfigModel):
     """fixed: the ports below. auto: free ports, drawn at start, for a stack beside others."""
     host: str = "127.0.0.1"
     """Address every service of the local stack binds to."""
-    gateway_port: int = Field(8080, ge=0, le=65535)
+    gateway_port: int = Field(8080, ge=1, le=65535)
     """HTTP port of the gateway."""
     router_port: int = Field(7400, ge=1, le=65535)
     """gRPC port of the router."""

@@ -50,17 +50,16 @@ class StateDirBusyError(RuntimeError):
 
 
 class StateDir:
-    """The directory of one stack: `lock`, `stack.json`, `paceline.yaml`, `logs/`, `run/`, the database."""
+    """The directory of one stack: `lock`, `stack.json`, `paceline.yaml`, `logs/`, the database."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.logs = path / "logs"
-        self.run = path / "run"
         self._lock: IO[str] | None = None
 
     def acquire(self) -> None:
         """Create and lock it for this process; raises `StateDirBusyError`."""
-        for folder in (self.path, self.logs, self.run):
+        for folder in (self.path, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         lock = (self.path / LOCK_FILE).open("a+")
         try:

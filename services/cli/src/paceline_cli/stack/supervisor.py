@@ -150,7 +150,7 @@ class Supervisor:
             ServiceEntry(
                 child.spec.name,
                 child.pid,
-                child.address,
+                child.spec.address,
                 child.state.value,
                 child.restarts,
                 str(child.spec.log),

@@ -40,7 +40,7 @@ def _processes(children: list[Child]) -> Table:
             str(child.pid or "-"),
             str(child.restarts),
             f"{up_s:.0f} s",
-            child.address,
+            child.spec.address,
         )
     return table
 

@@ -1,8 +1,20 @@
-"""A GET that needs no HTTP library: asks a service of the stack whether it is well."""
+"""Asks a service of the stack whether it is well, without a client library."""
 
 import asyncio
 
 _MAX_BODY_BYTES = 1 << 20
+
+
+async def listens(address: str, *, timeout_s: float = 1.0) -> bool:
+    """True if somebody accepts connections at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 async def http_get(address: str, path: str, *, timeout_s: float = 2.0) -> tuple[int, bytes]:
