@@ -116,15 +116,6 @@ class Telemetry:
             yield Observation(count, labels)
 
 
-def instrument_sqlalchemy(telemetry: Telemetry, engine: object) -> None:
-    """Trace the statements of one SQLAlchemy engine (of an async engine, pass its `sync_engine`)."""
-    from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
-
-    SQLAlchemyInstrumentor().instrument(
-        engine=engine, tracer_provider=telemetry.tracer_provider, meter_provider=telemetry.meter_provider
-    )
-
-
 def _tracer_provider(
     config: TelemetryConfig, resource: Resource, drops: DropCount
 ) -> SdkTracerProvider | None:
