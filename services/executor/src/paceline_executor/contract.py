@@ -408,6 +408,9 @@ class Engine(Protocol):
     def live_table(self) -> list[LiveAttempt]:
         """Every attempt it knows, tombstones included."""
 
+    def kv_use(self) -> KvUse:
+        """KV memory now, for the time when no step reports it."""
+
     def issue_ticket(self, attempt_key: int) -> StateTicket:
         """A ticket for the attempt's KV; raises `EngineError` if it has none."""
 

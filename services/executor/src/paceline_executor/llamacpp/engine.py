@@ -47,9 +47,10 @@ from paceline_executor.llamacpp.plan_book import PlanBook
 from paceline_executor.llamacpp.prefix import PrefixCache
 from paceline_executor.llamacpp.residency import Residency
 from paceline_executor.llamacpp.step import PhaseResult, Stepper
-from paceline_executor.llamacpp.transfer import SequenceState, TicketBook
-from paceline_executor.llamacpp.validation import check_spec, prompt_ids_of
+from paceline_executor.llamacpp.transfer import SequenceState
 from paceline_executor.outbox import Outbox
+from paceline_executor.tickets import TicketBook
+from paceline_executor.validation import check_spec, prompt_ids_of
 
 _log = logging.getLogger(__name__)
 _EXPORT_TIMEOUT_S = 30.0
@@ -188,6 +189,11 @@ class LlamaCppEngine:
                 )
                 for attempt in self._attempts.values()
             ]
+
+    def kv_use(self) -> KvUse:
+        """KV memory now; counts may be a step old."""
+        with self._wake:
+            return self._kv_use()
 
     def issue_ticket(self, attempt_key: int) -> StateTicket:
         """A ticket for an attempt's KV; raises `EngineError` UNKNOWN_ATTEMPT or NO_STATE."""
@@ -502,12 +508,7 @@ class LlamaCppEngine:
                 for attempt in self._moved_states.values()
                 if attempt.ended is None
             ),
-            kv=KvUse(
-                self._residency.used_tokens,
-                self._prefixes.tokens,
-                len(self._residency.residents),
-                self._live_count(),
-            ),
+            kv=self._kv_use(),
             deviations=tuple(self._deviations),
             moved_tokens=decode.moved_tokens,
         )
@@ -517,6 +518,10 @@ class LlamaCppEngine:
         if ended:
             self._sweep_tombstones()
             self._wake.notify_all()
+
+    def _kv_use(self) -> KvUse:
+        residency = self._residency
+        return KvUse(residency.used_tokens, self._prefixes.tokens, len(residency.residents), self._live_count())
 
     def _victim(self) -> Attempt:
         """Who loses its KV when an attempt ahead of it needs a slot: unlisted ones first, then the least wanted."""

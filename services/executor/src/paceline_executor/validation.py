@@ -1,16 +1,31 @@
-"""What an attempt must be before the engine takes it."""
+"""What an attempt must be before an engine takes it: one answer for all engines."""
 
 import math
+from typing import Protocol
 
 from paceline_executor.contract import AttemptSpec, EngineError, Ids, Sampling
-from paceline_executor.llamacpp.model import Model
 
 _MAX_STOPS = 16
 _MAX_STOP_BYTES = 256
 _MAX_BIAS = 100.0
 
 
-def prompt_ids_of(spec: AttemptSpec, model: Model, context_tokens: int) -> Ids:
+class PromptTokenizer(Protocol):
+    """What checking a prompt needs to know of a model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def longest_piece_bytes(self) -> int:
+        """Bytes of the longest token."""
+
+    def tokenize_prompt(self, text: str) -> Ids:
+        """Token ids of a prompt."""
+
+
+def prompt_ids_of(spec: AttemptSpec, model: PromptTokenizer, context_tokens: int) -> Ids:
     """Token ids of the prompt; raises `EngineError` with the reason a client should see."""
     if (spec.prompt_text is None) == (spec.prompt_ids is None):
         raise EngineError("INVALID_PROMPT", "give the prompt either as text or as token ids")
