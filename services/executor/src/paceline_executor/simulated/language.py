@@ -1,8 +1,8 @@
 """The language of simulated engines: a small vocabulary, a tokenizer that loses nothing, and an endless text.
 
-The text is one long ring of tokens made once per seed; an attempt reads it from an offset drawn from its prompt. So token i
-is a function of (seed, prompt ids, i) alone, a replay repeats it on any engine of the same seed, and a step of many
-attempts is a gather in arrays.
+The text is one long ring of tokens made once per seed; an attempt reads it from an offset drawn from its prompt. So
+token i is a function of (seed, prompt ids, i) alone, a replay repeats it on any engine of the same seed, and a step of
+many attempts is a gather in arrays.
 """
 
 import functools
@@ -21,20 +21,19 @@ RING_TOKENS = 1 << 16
 """Length of the ring; a power of two, so that a position wraps by a mask."""
 RING_MASK = RING_TOKENS - 1
 
-_WORDS = tuple(
-    (
-        " the of and to in is that for it as with on be at by this have from or one had not but what all were when we there"
-        " can an your which their said if do will each about how up out them then she many some so these would other into"
-        " has more her two like him see time could no make than first been its who now people my made over did down only"
-        " way find use may water long little very after words called just where most know get through back much before"
-        " line good new write our me man too any day same right look think also around another came come work three word"
-        " must because does part even place well such here take why things help put years different away again off went"
-        " old number great tell men say small every found still between name should home big give air set own under read"
-        " last never us left end along while might next sound below saw something thought both few those always looked"
-        " show large often together asked house world going want café naïve façade über Zürich señor 東京 データ Привет"
-        " λόγος 🙂 🚀 — “so” ½"
-    ).split()
-)
+_WORD_LIST = """
+the of and to in is that for it as with on be at by this have from or one had not but what all were when we
+there can an your which their said if do will each about how up out them then she many some so these would
+other into has more her two like him see time could no make than first been its who now people my made over
+did down only way find use may water long little very after words called just where most know get through back
+much before line good new write our me man too any day same right look think also around another came come
+work three word must because does part even place well such here take why things help put years different away
+again off went old number great tell men say small every found still between name should home big give air set
+own under read last never us left end along while might next sound below saw something thought both few those
+always looked show large often together asked house world going want café naïve façade über Zürich señor 東京
+データ Привет λόγος 🙂 🚀 — “so” ½
+"""
+_WORDS = tuple(_WORD_LIST.split())
 _MARKS = (".", ",", "\n", ":", ";", "?", "!", " (", ")", " -")
 
 
@@ -53,8 +52,10 @@ class Language:
     """The text released with it."""
     ring_tail: tuple[bytes, ...]
     """The text released with it if it is the last one: a cut character becomes U+FFFD."""
+    boundary: NDArray[np.bool_]
+    """True at positions where a character begins."""
     starts: NDArray[np.int32]
-    """Positions at which a character begins: where an attempt may start to read."""
+    """Those positions: where an attempt may start to read."""
     _ids: dict[str, int]
 
     @property
@@ -63,11 +64,16 @@ class Language:
         return len(self.pieces)
 
     @property
+    def longest_piece_bytes(self) -> int:
+        """Bytes of the longest token that a text can have."""
+        return 4
+
+    @property
     def tokenizer_id(self) -> str:
         """Names the tokenizer; all seeds share it."""
         return f"simulated/{zlib.crc32(b''.join(self.pieces)):08x}"
 
-    def tokenize(self, text: str) -> NDArray[np.int32]:
+    def tokenize_prompt(self, text: str) -> NDArray[np.int32]:
         """Token ids of a text, int32[n]. Their pieces put together are the UTF-8 of the text."""
         ids = self._ids
         found = _TOKEN.findall(text.encode("utf-8", "replace").decode("latin-1"))
@@ -99,7 +105,7 @@ def language(seed: int) -> Language:
     ids.update({text: _FIRST_BYTE_ID + 256 + index for index, text in enumerate(fragments)})
     ring = _ring(np.random.default_rng(seed), first_word, spoken)
     texts, tails = _released(ring, pieces)
-    # A start must also be a place where the ring does not begin inside a character.
+    # A position begins a character if the one before it held nothing back.
     boundary = np.array([True, *(text != b"" for text in texts[:-1])])
     return Language(
         seed=seed,
@@ -108,6 +114,7 @@ def language(seed: int) -> Language:
         ring_lengths=np.array([len(text) for text in texts], dtype=np.uint32),
         ring_text=tuple(texts),
         ring_tail=tuple(tails),
+        boundary=boundary,
         starts=np.flatnonzero(boundary).astype(np.int32),
         _ids=ids,
     )

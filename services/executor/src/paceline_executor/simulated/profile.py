@@ -76,5 +76,7 @@ def _parse(name: str, text: str) -> Profile:
         raise UnknownProfileError(f"profile {name} is not a mapping")
     kinds = {field: kind for field, kind in Profile.__annotations__.items() if field != "name"}
     if set(numbers) != set(kinds):
-        raise UnknownProfileError(f"profile {name} differs from the known fields in {sorted(set(numbers) ^ set(kinds))}")
+        raise UnknownProfileError(
+            f"profile {name} differs from the known fields in {sorted(set(numbers) ^ set(kinds))}"
+        )
     return Profile(name=name, **{field: kind(numbers[field]) for field, kind in kinds.items()})
