@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from paceline_runtime import rpc_context
 from paceline_runtime.errors import PacelineError
 

@@ -6,6 +6,8 @@ import subprocess
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr, ValidationError
+
 from paceline_runtime.auth import AuthConfig, TokenConfig
 from paceline_runtime.channel import ChannelConfig, channel
 from paceline_runtime.config_model import ConfigError
@@ -13,7 +15,6 @@ from paceline_runtime.errors import Reason
 from paceline_runtime.server import Server, ServerConfig
 from paceline_runtime.status import from_rpc_error
 from paceline_runtime.tls import TlsConfig
-from pydantic import SecretStr, ValidationError
 
 ACME = TokenConfig(token=SecretStr("s3cret"), tenant="acme")
 

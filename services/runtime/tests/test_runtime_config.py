@@ -3,13 +3,14 @@
 from typing import Literal
 
 import pytest
+from pydantic import Field
+
 from paceline_runtime.channel import ChannelConfig
 from paceline_runtime.config import load_config
 from paceline_runtime.config_docs import config_keys, render_config, render_markdown, undocumented_keys
 from paceline_runtime.config_model import ConfigError, ConfigModel
 from paceline_runtime.server import ServerConfig
 from paceline_runtime.service import ServiceConfig
-from pydantic import Field
 
 
 class EngineConfig(ConfigModel):

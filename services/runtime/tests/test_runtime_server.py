@@ -6,6 +6,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from paceline_runtime.channel import ChannelConfig, channel
 from paceline_runtime.config_model import ConfigError
 from paceline_runtime.errors import REASONS, PacelineError, Reason

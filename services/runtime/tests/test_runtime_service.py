@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from paceline_runtime import rpc_context
 from paceline_runtime.channel import channel
 from paceline_runtime.logs import ConsoleFormatter, JsonFormatter, LogConfig, setup_logging

@@ -10,6 +10,9 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
 from paceline_runtime.channel import channel
 from paceline_runtime.config_model import ConfigError
 from paceline_runtime.errors import PacelineError, Reason
@@ -20,8 +23,6 @@ from paceline_runtime.telemetry.export import DropCount
 from paceline_runtime.telemetry.propagation import extract, inject
 from paceline_runtime.telemetry.setup import Telemetry
 from paceline_runtime.telemetry.sql import trace_statements
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
