@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import drain, request, status, up
+from paceline_cli.commands import config, drain, request, status, up
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(status.status)
 app.add_typer(request.app, name="request")
 app.command()(request.explain)
 app.command()(drain.drain)
+app.add_typer(config.app, name="config")
 
 
 @app.callback()

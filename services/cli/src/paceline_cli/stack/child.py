@@ -117,7 +117,7 @@ class Child:
                 os.killpg(self.pid, number)
 
     async def _watch_ready(self) -> None:
-        while not await listens(self.spec.address):
+        while not await listens(self.spec.address):  # noqa: ASYNC110 - another process cannot set our event
             await asyncio.sleep(_READY_POLL_S)
         if self.state is ChildState.STARTING:
             self.state = ChildState.READY

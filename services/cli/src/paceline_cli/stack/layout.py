@@ -84,9 +84,7 @@ def lay_out(
         for key, value in sets.items():
             argv += ["--set", f"{role}.{key}={value}"]
         children.append(
-            ChildSpec(
-                name, tuple(argv), address, ready, state.logs / f"{name}.log", _STOP_RANK[role], environment
-            )
+            ChildSpec(name, tuple(argv), address, state.logs / f"{name}.log", _STOP_RANK[role], environment)
         )
 
     # OpenMP barriers collapse when threads wait for cores, so an engine never gets more threads than it declares.

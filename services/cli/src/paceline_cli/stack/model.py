@@ -18,8 +18,12 @@ async def ensure_model(executor: Mapping[str, Any], say: Callable[[str], None]) 
     from paceline_executor.llamacpp.model_fetch import ModelFetchError, fetch_model
 
     loop = asyncio.get_running_loop()
+
+    def relay(line: str) -> None:
+        loop.call_soon_threadsafe(say, line)
+
     try:
-        await asyncio.to_thread(fetch_model, lambda line: loop.call_soon_threadsafe(say, line))
+        await asyncio.to_thread(fetch_model, relay)
     except ModelFetchError as error:
         raise CommandError(
             f"the model cannot be had: {error}. Without a network, try `paceline up --model tiny`"

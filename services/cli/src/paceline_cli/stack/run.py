@@ -49,13 +49,13 @@ def built_in(state_dir: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def prepare(plan: StackPlan) -> tuple[dict[str, Any], UpConfig, Path]:
-    """The effective configuration, written into the state directory; its `up` section; its path."""
+def prepare(plan: StackPlan, *, write_to: Path | None = None) -> tuple[dict[str, Any], UpConfig, Path]:
+    """The effective configuration, written into the state directory (or `write_to`); its `up` section; its path."""
     defaults = built_in(plan.state_dir)
     for section, values in (plan.defaults or {}).items():
         defaults.setdefault(section, {}).update(values)
     tree = configuration.effective(plan.file, defaults, plan.overrides)
-    path = plan.state_dir / "paceline.yaml"
+    path = (write_to or plan.state_dir) / "paceline.yaml"
     configuration.write(tree, path)
     return tree, configuration.up_config(path), path
 
@@ -69,7 +69,8 @@ async def running_stack(
 ) -> AsyncIterator[RunningStack]:
     """Start a stack, yield it once it answers, end it.
 
-    Raises StateDirBusyError, PortConflictError, ConfigError, StackStartError. The state directory stays.
+    A stack that was asked to stop while it started is yielded too: `supervisor.ready` tells. Raises
+    StateDirBusyError, PortConflictError, ConfigError, StackStartError. The state directory stays.
     """
     state = StateDir(plan.state_dir)
     state.acquire()
@@ -88,6 +89,8 @@ async def running_stack(
         running = asyncio.create_task(supervisor.run(), name="supervisor")
         try:
             await _until_ready(supervisor, running, addresses.gateway, up.ready_timeout_s)
+            if running.done():
+                await running
             yield RunningStack(supervisor, addresses, up, plan.state_dir, tree)
         finally:
             supervisor.stop()
