@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
@@ -62,13 +63,16 @@ class Database:
             async with self.reading() as connection:
                 await connection.exec_driver_sql("SELECT 1")
             return
+        folder = Path(self.url.database or "").absolute().parent
+        if not folder.is_dir():
+            raise StoreUnavailable(f"the folder of the database does not exist: {folder}")
         for attempt in range(_WAL_ATTEMPTS):
             try:
                 await self._enter_wal()
                 return
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 # The switch needs the file alone for a moment and does not honour the busy timeout.
-                if attempt == _WAL_ATTEMPTS - 1:
+                if "locked" not in error.message or attempt == _WAL_ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(_WAL_PAUSE_S)
 

@@ -5,9 +5,10 @@ from sqlalchemy import exc
 
 from paceline_runtime.errors import PacelineError, Reason
 
-# SQLSTATE classes of PostgreSQL that say "not now": connection, resources, operator intervention, lock not available,
-# serialization and deadlock (PostgreSQL documentation, appendix A).
-_UNAVAILABLE_SQLSTATES = ("08", "53", "57", "55P03", "40001", "40P01", "25006")
+# SQLSTATE classes of PostgreSQL that say "not now" (PostgreSQL documentation, appendix A): connection, read only,
+# authorization, database missing, serialization and deadlock, resources, prerequisite state, operator intervention.
+# A wrong password or a missing database is no reason to throw rows away: somebody can put it right.
+_UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D", "40001", "40P01", "53", "55", "57")
 # SQLite says everything with OperationalError; these texts mean a defect of schema or statement, not of the moment.
 _SQLITE_DEFECTS = ("no such table", "no such column", "has no column", "syntax error", "too many")
 

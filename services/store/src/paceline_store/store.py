@@ -12,6 +12,7 @@ from paceline_store.statements import upsert
 from paceline_store.tables import (
     attempts,
     checkpoints,
+    engines,
     estimates,
     kv_state,
     outcomes,
@@ -102,7 +103,7 @@ class Store:
             await write(connection, rows)
 
     async def prune(self, ended_before_unix_ms: int, *, limit: int = 1_000) -> int:
-        """Delete up to `limit` requests, and as many tasks, that ended before; returns how many rows of both went."""
+        """Delete up to `limit` requests and tasks each, and lost engines, that ended before; returns how many went."""
         old = (
             select(requests.c.request_id)
             .where(requests.c.finished_unix_ms < ended_before_unix_ms)
@@ -122,7 +123,10 @@ class Store:
             task_ids = list((await connection.execute(old_tasks)).scalars())
             for table in (task_calls, tasks):
                 await connection.execute(delete(table).where(table.c.task_id.in_(task_ids)))
-        return len(ids) + len(task_ids)
+            lost = await connection.execute(
+                delete(engines).where(engines.c.lost_unix_ms < ended_before_unix_ms)
+            )
+        return len(ids) + len(task_ids) + lost.rowcount
 
     # reads
 
