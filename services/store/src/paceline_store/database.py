@@ -63,9 +63,7 @@ class Database:
             async with self.reading() as connection:
                 await connection.exec_driver_sql("SELECT 1")
             return
-        folder = Path(self.url.database or "").absolute().parent
-        if not folder.is_dir():
-            raise StoreUnavailable(f"the folder of the database does not exist: {folder}")
+        self._check_folder()
         for attempt in range(_WAL_ATTEMPTS):
             try:
                 await self._enter_wal()
@@ -107,6 +105,11 @@ class Database:
                     yield connection
         except CAUGHT as error:
             raise translated(error) from error
+
+    def _check_folder(self) -> None:
+        folder = Path(self.url.database or "").absolute().parent
+        if not folder.is_dir():
+            raise StoreUnavailable(f"the folder of the database does not exist: {folder}")
 
     async def _enter_wal(self) -> None:
         async with self.reading() as connection:
