@@ -21,7 +21,7 @@ WAIT_S = 30.0
 
 SERVICE = '''
 import asyncio, sys
-from paceline_runtime.config_model import ConfigModel
+from paceline_runtime.config_model import ConfigError, ConfigModel
 from paceline_runtime.server import Server, ServerConfig
 from paceline_runtime.service import Process, ServiceConfig, run_service
 
@@ -30,14 +30,22 @@ class DemoConfig(ConfigModel):
     """Its server."""
     fail: bool = False
     """Fail at once."""
+    fail_in_group: bool = False
+    """Fail with an unusable configuration, in a task group."""
 
 class Config(ServiceConfig):
     demo: DemoConfig = DemoConfig()
     """The demo."""
 
+async def refuse() -> None:
+    raise ConfigError(["demo.server: no"])
+
 async def run(config: Config, process: Process) -> None:
     if config.demo.fail:
         raise RuntimeError("told to fail")
+    if config.demo.fail_in_group:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(refuse())
     server = Server(config.demo.server, tls=config.tls, auth=config.auth, telemetry=process.telemetry)
     await server.serve(process.shutdown)
 
@@ -71,6 +79,9 @@ def test_config_faults_end_with_code_2(script):
     done = run(script, "--set", "demo.server.listen=0.0.0.0:0")
     assert done.returncode == 2
     assert "auth.tokens" in done.stderr
+    done = run(script, "--set", "demo.fail_in_group=true")
+    assert done.returncode == 2
+    assert "demo.server: no" in done.stderr
 
 
 def test_failure_ends_with_code_1_and_a_log(script):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 
-# After the grace only calls that ignore cancellation are left; they get this long to end.
+# For answers on their way out, open health watches, and handlers that are slow to notice that they were cancelled.
 _LAST_GRACE_S = 0.5
 
 
@@ -148,12 +148,13 @@ class Server:
         await self.health.set_ready(False)
         self._in_flight.refuse()
         await self._run_hooks(grace)
-        if not await self._in_flight.wait_idle(max(0.0, ends - loop.time())):
-            log.warning(
-                "cancelling calls at the end of the drain", extra={"in_flight": self._in_flight.count}
-            )
-        await self.grpc.stop(0)
-        await self._in_flight.wait_idle(_LAST_GRACE_S)
+        if await self._in_flight.wait_idle(max(0.0, ends - loop.time())):
+            # The handlers are done, but their last answers may still be on the way out.
+            await self.grpc.stop(_LAST_GRACE_S)
+        else:
+            log.warning("cancelling the last calls", extra={"in_flight": self._in_flight.count})
+            await self.grpc.stop(0)
+            await self._in_flight.wait_idle(_LAST_GRACE_S)
         if self._config.address_file is not None:
             self._config.address_file.unlink(missing_ok=True)
 

@@ -88,15 +88,22 @@ async def _supervised(name: str, config: C, main: Main[C], scrape: bool) -> int:
     telemetry = Telemetry(config.telemetry, name, scrape=scrape)
     try:
         await main(config, Process(shutdown, telemetry))
-    except ConfigError:
-        raise
-    except Exception:
+    except Exception as error:
+        if (unusable := _config_error_in(error)) is not None:
+            raise unusable from None
         log.exception("the service failed")
         return EXIT_FAILED
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     log.info("ended", extra={"shutdown_reason": shutdown.reason})
     return EXIT_OK
+
+
+def _config_error_in(error: Exception) -> ConfigError | None:
+    """The ConfigError that this is, or that a task group wrapped; None if there is none."""
+    if isinstance(error, ExceptionGroup):
+        return next((found for found in map(_config_error_in, error.exceptions) if found is not None), None)
+    return error if isinstance(error, ConfigError) else None
 
 
 def _parser(name: str, model: type[ServiceConfig]) -> argparse.ArgumentParser:

@@ -141,7 +141,9 @@ STORE_DROPPED = _counter("store_dropped", "Writes given up because the buffer wa
 # Gateway
 HTTP_REQUESTS = _counter("http_requests", "HTTP requests answered", METHOD, CODE)
 HTTP_STREAMS = Metric("paceline_http_streams", Kind.UP_DOWN, "1", "Open event streams")
-HTTP_CLIENTS_LEFT = _counter("http_clients_left", "Clients that left, or stopped reading, before their end", REASON)
+HTTP_CLIENTS_LEFT = _counter(
+    "http_clients_left", "Clients that left, or stopped reading, before their end", REASON
+)
 REATTACHES = _counter("reattaches", "Streams continued on another router connection")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
