@@ -1,0 +1,1 @@
+"""Open-loop load on a running stack, and how its answers are scored."""

@@ -1,0 +1,1 @@
+"""Prompts written for this project: what live load is made of."""
