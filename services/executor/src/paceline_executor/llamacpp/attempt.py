@@ -105,12 +105,16 @@ class Attempt:
         return self.kv_tokens + 1
 
     def runnable(self, chunk_tokens: int) -> bool:
-        """True if a unit of work is due and allowed: what would make a new token needs credit and no awaited ids."""
-        if self.ended is not None:
+        """True if a unit of work is due and allowed.
+
+        Without credit nothing runs, or evicted attempts would take slots from each other for ever without making a
+        token. One that awaits forced ids runs up to the last known id, once: evicted, it waits for the final ones.
+        """
+        if self.ended is not None or (self.token_limit and len(self.output_ids) >= self.token_limit):
             return False
-        if self.next_end(chunk_tokens) < self.known_tokens:
+        if not self.awaiting:
             return True
-        return not self.awaiting and (self.token_limit == 0 or len(self.output_ids) < self.token_limit)
+        return self.next_end(chunk_tokens) < self.known_tokens and not (self.was_resident and self.slot is None)
 
     def append(self, token: int) -> AttemptEnded | None:
         """Take the next output token, forced or drawn; returns (and sets) `ended` when it is the last."""
