@@ -1,0 +1,210 @@
+"""What the executor reports, taken into the table and passed up."""
+
+import numpy as np
+
+from paceline.common.v1 import attempt_pb2
+from paceline.executor.v1 import executor_pb2
+from paceline.scheduler.v1 import scheduler_pb2
+from paceline_core.batch.state import RunState
+from paceline_core.batch.view import IntArray
+from paceline_scheduler.attempt import Attempt
+from paceline_scheduler.ends import Ends
+from paceline_scheduler.planner import Planner
+from paceline_scheduler.state import SchedulerState
+from paceline_scheduler.wire import run_state
+
+_FIT_EVERY = 4
+_FIT_ALWAYS_UNTIL = 256
+
+
+class Reports:
+    """Takes reports in, in the order that the contract says: acceptances, steps, tokens, ends."""
+
+    def __init__(self, state: SchedulerState, ends: Ends, planner: Planner) -> None:
+        self._state = state
+        self._ends = ends
+        self._planner = planner
+        self._steps = 0
+        self._covered: list[Attempt] = []
+
+    def report(self, report: executor_pb2.Report) -> None:
+        """One batch of reports."""
+        state = self._state
+        now = state.now_ms()
+        for accepted in report.accepted:
+            self.accepted(accepted)
+        for step in report.steps:
+            self._step(step, now)
+        for batch in report.republished:
+            self._tokens(batch, now)
+        for ended in report.ended:
+            self._ended(ended)
+        for ticket in report.tickets:
+            self._ticket(ticket)
+        for deviation in report.deviations:
+            self._deviation(deviation, now)
+        if report.HasField("kv"):
+            state.engine.kv.CopyFrom(report.kv)
+        state.mark_output()
+
+    def accepted(self, accepted: attempt_pb2.AttemptAccepted) -> None:
+        """The engine took an attempt in."""
+        state = self._state
+        attempt = state.table.get(accepted.attempt_key)
+        if attempt is None or attempt.accepted:
+            return
+        attempt.take_in(accepted.prompt_ids)
+        table = state.table
+        table.prompt_tokens[attempt.row] = len(accepted.prompt_ids) // 4
+        table.cached_tokens[attempt.row] = accepted.cached_tokens
+        attempt.note(state.now_ms() - table.arrival_ms[attempt.row], "accepted")
+        session = state.sessions.get(attempt.router_id)
+        if session is not None:
+            session.accepted(accepted)
+        state.mark_dirty()
+
+    def _step(self, step: executor_pb2.StepReport, now_ms: float) -> None:
+        state = self._state
+        state.engine.last_step_ms = now_ms
+        self._fit(step)
+        if step.tokens.attempt_keys:
+            self._tokens(step.tokens, now_ms)
+        if step.progress_keys:
+            self._progress(step, now_ms)
+        self._planner.stepped(step.plan_id)
+
+    def _fit(self, step: executor_pb2.StepReport) -> None:
+        fitter = self._state.fitter
+        self._steps += 1
+        if step.decode_batch and (self._steps <= _FIT_ALWAYS_UNTIL or self._steps % _FIT_EVERY == 0):
+            fitter.observe_decode(step.decode_batch, step.decode_context_tokens, step.decode_ms)
+        for tokens, context, ms in zip(
+            step.prefill_tokens, step.prefill_context_tokens, step.prefill_call_ms, strict=False
+        ):
+            fitter.observe_prefill(tokens, context, ms)
+
+    def _tokens(self, batch: attempt_pb2.TokenBatch, now_ms: float) -> None:
+        """Tokens came out: count those that are new, and pass the batch up whole."""
+        state = self._state
+        table = state.table
+        keys = tuple(batch.attempt_keys)
+        rows = table.rows_of(keys)
+        first = np.fromiter(batch.first_indices, dtype=np.int64, count=len(keys))
+        count = np.fromiter(batch.counts, dtype=np.int64, count=len(keys))
+        if len(set(keys)) < len(keys):  # folded reports: the same attempt in several rows
+            for i in range(len(keys)):
+                self._count(rows[i : i + 1], first[i : i + 1], count[i : i + 1], now_ms)
+        else:
+            self._count(rows, first, count, now_ms)
+        known = rows if rows.min() >= 0 else rows[rows >= 0]
+        if not len(known):
+            return
+        owners = table.router[known]
+        if len(known) == 1 or (owners == owners[0]).all():
+            self._pass_up(table.at(int(known[0])).router_id, batch)
+        else:
+            for row in np.unique(owners, return_index=True)[1].tolist():
+                self._pass_up(table.at(int(known[row])).router_id, batch)
+        if self._covered:  # their ends go up behind the tokens they waited for
+            for attempt in self._covered:
+                if attempt.held_end is not None:
+                    self._ends.finish(attempt, attempt.held_end)
+            self._covered.clear()
+
+    def _pass_up(self, router_id: str, batch: attempt_pb2.TokenBatch) -> None:
+        session = self._state.sessions.get(router_id)
+        if session is not None:
+            session.tokens(batch)
+
+    def _count(self, rows: IntArray, first: IntArray, count: IntArray, now_ms: float) -> None:
+        state = self._state
+        table = state.table
+        if rows.min() < 0:
+            keep = rows >= 0
+            rows, first, count = rows[keep], first[keep], count[keep]
+        upto = first + count
+        known = table.generated[rows]
+        if (first != known).any():  # published again, or after a gap
+            first = np.maximum(first, known)
+            count = upto - first
+            keep = count > 0
+            self._filled(rows, upto)
+            rows, first, count, upto = rows[keep], first[keep], count[keep], upto[keep]
+            if not len(rows):
+                return
+        table.generated[rows] = upto
+        state.tokens += int(count.sum())
+        table.kv_tokens[rows] = table.prompt_tokens[rows] + upto - 1
+        for row in state.tracker.tokens(rows, first, count, now_ms).tolist():
+            table.at(row).note(now_ms - table.arrival_ms[row], "first_token")
+        if self._planner.isolating and (upto >= table.isolate_until[rows]).any():
+            state.mark_dirty()
+
+    def _filled(self, rows: IntArray, upto: IntArray) -> None:
+        """Tokens that were asked for again are here: ends that waited for them may go up."""
+        table = self._state.table
+        for row, index in zip(rows.tolist(), upto.tolist(), strict=True):
+            attempt = table.at(row)
+            if attempt.missing_until and index >= attempt.missing_until:
+                attempt.missing_until = 0
+                if attempt.held_end is not None:
+                    self._covered.append(attempt)
+
+    def _progress(self, step: executor_pb2.StepReport, now_ms: float) -> None:
+        """States and prefill moved."""
+        state = self._state
+        table = state.table
+        for key, kv_tokens, wire_state in zip(
+            step.progress_keys, step.progress_kv_tokens, step.progress_states, strict=False
+        ):
+            attempt = table.get(key)
+            stands = run_state(wire_state)
+            if attempt is None or attempt.ended is not None or stands is None:
+                continue
+            row = attempt.row
+            was_prefilling = table.kv_tokens[row] < table.prompt_tokens[row]
+            table.kv_tokens[row] = kv_tokens
+            if was_prefilling and kv_tokens >= table.prompt_tokens[row]:
+                state.mark_dirty()
+            self.moved_to(attempt, stands, now_ms)
+
+    def moved_to(self, attempt: Attempt, stands: RunState, now_ms: float) -> None:
+        """The engine says where the attempt stands."""
+        table = self._state.table
+        row = attempt.row
+        if stands is RunState.RUNNING:
+            table.started[row] = True
+        if table.state[row] != stands:
+            table.state[row] = stands
+            attempt.note(now_ms - table.arrival_ms[row], stands.name.lower())
+
+    def _ended(self, ended: attempt_pb2.AttemptEnded) -> None:
+        state = self._state
+        attempt = state.table.get(ended.attempt_key)
+        if attempt is None:
+            state.outbox.release(ended.attempt_key)  # forgotten here: nothing waits for it
+            return
+        if attempt.ended is None and attempt.missing_until > state.table.generated[attempt.row]:
+            attempt.held_end = ended
+            return
+        self._ends.finish(attempt, ended)
+
+    def _ticket(self, issued: executor_pb2.IssuedTicket) -> None:
+        attempt = self._state.table.get(issued.attempt_key)
+        session = None if attempt is None else self._state.sessions.get(attempt.router_id)
+        if session is None:
+            return
+        ticket = scheduler_pb2.MoveTicket(attempt_key=issued.attempt_key)
+        if issued.HasField("failure"):
+            ticket.failure.CopyFrom(issued.failure)
+        else:
+            ticket.ticket.CopyFrom(issued.ticket)
+        session.ticket(ticket)
+
+    def _deviation(self, deviation: executor_pb2.Deviation, now_ms: float) -> None:
+        state = self._state
+        name = executor_pb2.DeviationReason.Name(deviation.reason).removeprefix("DEVIATION_REASON_").lower()
+        state.counts[f"deviation_{name}"] += 1
+        attempt = state.table.get(deviation.attempt_key)
+        if attempt is not None:
+            attempt.note(now_ms - state.table.arrival_ms[attempt.row], "deviation", name)

@@ -1,0 +1,221 @@
+"""The live table: every attempt this scheduler knows, as struct-of-arrays, with the policies' view on top.
+
+A row is taken at submit, stays through the attempt's end, and is free again once released. Columns are plain
+attributes, indexed by row; rows that are not in use hold rubbish.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_core import lengths
+from paceline_core.batch.state import RunState
+from paceline_core.batch.view import BatchView, Capacity, IntArray
+from paceline_core.engine_model import EngineModel
+from paceline_core.slo import SloClass
+from paceline_scheduler.attempt import Attempt
+from paceline_scheduler.interner import Interner
+
+_INT: Final = (
+    "prompt_tokens", "kv_tokens", "cached_tokens", "generated", "max_tokens", "token_limit", "isolate_until",
+)  # fmt: skip
+_FLOAT: Final = ("arrival_ms", "ttft_ms", "tbt_ms", "e2e_ms", "call_due_ms")
+_SMALL: Final = ("tenant", "task", "priority", "router")
+_BYTE: Final = ("slo_class", "state")
+_FLAG: Final = ("alive", "started", "at_risk")
+
+
+class LiveTable:
+    """Rows of attempts. `alive` is True from submit to end; `started` once the attempt has run."""
+
+    prompt_tokens: IntArray
+    kv_tokens: IntArray
+    cached_tokens: IntArray
+    generated: IntArray
+    max_tokens: IntArray
+    token_limit: IntArray
+    isolate_until: IntArray
+    arrival_ms: NDArray[np.float64]
+    ttft_ms: NDArray[np.float64]
+    tbt_ms: NDArray[np.float64]
+    e2e_ms: NDArray[np.float64]
+    call_due_ms: NDArray[np.float64]
+    tenant: NDArray[np.int32]
+    task: NDArray[np.int32]
+    priority: NDArray[np.int32]
+    router: NDArray[np.int32]
+    slo_class: NDArray[np.int8]
+    state: NDArray[np.int8]
+    alive: NDArray[np.bool_]
+    started: NDArray[np.bool_]
+    at_risk: NDArray[np.bool_]
+    length_cdf: NDArray[np.float32]
+
+    def __init__(self, rows: int = 16) -> None:
+        self._allocate(rows)
+        self._attempts: list[Attempt | None] = [None] * rows
+        self._free = list(range(rows - 1, -1, -1))
+        self._row_of: dict[int, int] = {}
+        self._routers = Interner()
+        self._tenants = Interner()
+        self._tasks = Interner()
+        self._live = 0
+        self._asked: tuple[int, ...] = ()
+        self._found: IntArray = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._row_of
+
+    def __iter__(self) -> Iterator[Attempt]:
+        """All attempts, oldest row first taken; safe against removal while iterating."""
+        return iter([a for row in list(self._row_of.values()) if (a := self._attempts[row]) is not None])
+
+    @property
+    def rows(self) -> int:
+        """Rows there is room for now; grows by doubling."""
+        return len(self._attempts)
+
+    @property
+    def live(self) -> int:
+        """Attempts that have not ended."""
+        return self._live
+
+    def add(self, attempt: Attempt, cdf: NDArray[np.float64]) -> int:
+        """Take a row for `attempt`, with the length CDF [K] of its request. Numbers not given by the attempt are 0.
+
+        Raises KeyError when the key is taken.
+        """
+        if attempt.key in self._row_of:
+            raise KeyError(attempt.key)
+        if not self._free:
+            self._grow()
+        row = self._free.pop()
+        attempt.row = row
+        self._attempts[row] = attempt
+        self._row_of[attempt.key] = row
+        self._asked = ()
+        for name in (*_INT, *_FLOAT, *_SMALL, *_FLAG):
+            getattr(self, name)[row] = 0
+        slo = attempt.slo
+        self.slo_class[row] = slo.slo_class
+        self.ttft_ms[row], self.tbt_ms[row], self.e2e_ms[row] = slo.ttft_ms, slo.tbt_ms, slo.e2e_ms
+        self.call_due_ms[row] = np.inf
+        self.router[row] = self._routers.acquire(attempt.router_id)
+        self.tenant[row] = self._tenants.acquire(attempt.tenant)
+        is_task = slo.slo_class is SloClass.TASK and slo.task_id
+        self.task[row] = self._tasks.acquire(slo.task_id) if is_task else -1
+        self.state[row] = RunState.QUEUED
+        self.length_cdf[row] = cdf
+        self.alive[row] = True
+        self._live += 1
+        return row
+
+    def end(self, attempt: Attempt, state: RunState) -> None:
+        """The attempt ended; its row stays until `remove`."""
+        if self.alive[attempt.row]:
+            self.alive[attempt.row] = False
+            self._live -= 1
+        self.state[attempt.row] = state
+        self.kv_tokens[attempt.row] = 0
+
+    def remove(self, key: int) -> Attempt | None:
+        """Free the row of `key`; None if there is none."""
+        row = self._row_of.pop(key, None)
+        if row is None:
+            return None
+        attempt = self._attempts[row]
+        if self.alive[row]:
+            self.alive[row] = False
+            self._live -= 1
+        self._routers.release(int(self.router[row]))
+        self._tenants.release(int(self.tenant[row]))
+        if self.task[row] >= 0:
+            self._tasks.release(int(self.task[row]))
+        self._attempts[row] = None
+        self._free.append(row)
+        self._asked = ()
+        return attempt
+
+    def get(self, key: int) -> Attempt | None:
+        """The attempt with this key; None when unknown."""
+        row = self._row_of.get(key)
+        return None if row is None else self._attempts[row]
+
+    def at(self, row: int) -> Attempt:
+        """The attempt in a row that is in use."""
+        attempt = self._attempts[row]
+        if attempt is None:
+            raise LookupError(f"row {row} is free")
+        return attempt
+
+    def rows_of(self, keys: Sequence[int]) -> IntArray:
+        """[len(keys)] Row of each key, -1 for unknown ones. The last answer is kept: steps ask for the same keys."""
+        asked = tuple(keys)
+        if asked != self._asked or not asked:
+            get = self._row_of.get
+            self._found = np.fromiter((get(key, -1) for key in asked), dtype=np.int64, count=len(asked))
+            self._asked = asked
+        return self._found
+
+    def live_rows(self) -> IntArray:
+        """[live] Rows of attempts that have not ended."""
+        return np.flatnonzero(self.alive)
+
+    def change_router(self, attempt: Attempt, router_id: str) -> None:
+        """Give the attempt to another owner."""
+        self._routers.release(int(self.router[attempt.row]))
+        self.router[attempt.row] = self._routers.acquire(router_id)
+        attempt.router_id = router_id
+
+    def view(self, capacity: Capacity, model: EngineModel, rows: IntArray | None = None) -> BatchView:
+        """What policies see: the live rows, or the given ones."""
+        r = self.live_rows() if rows is None else rows
+        return BatchView(
+            row_id=r,
+            slo_class=self.slo_class[r],
+            arrival_ms=self.arrival_ms[r],
+            ttft_ms=self.ttft_ms[r],
+            tbt_ms=self.tbt_ms[r],
+            e2e_ms=self.e2e_ms[r],
+            call_due_ms=self.call_due_ms[r],
+            prompt_tokens=self.prompt_tokens[r],
+            kv_tokens=self.kv_tokens[r],
+            cached_tokens=self.cached_tokens[r],
+            generated=self.generated[r],
+            max_tokens=self.max_tokens[r],
+            token_limit=self.token_limit[r],
+            state=self.state[r],
+            tenant=self.tenant[r],
+            task=self.task[r],
+            priority=self.priority[r],
+            length_table=self.length_cdf,
+            capacity=capacity,
+            model=model,
+        )
+
+    def _allocate(self, rows: int) -> None:
+        kinds = (
+            (_INT, np.int64),
+            (_FLOAT, np.float64),
+            (_SMALL, np.int32),
+            (_BYTE, np.int8),
+            (_FLAG, np.bool_),
+        )
+        for names, dtype in kinds:
+            for name in names:
+                setattr(self, name, np.zeros(rows, dtype=dtype))
+        self.length_cdf = np.zeros((rows, lengths.K), dtype=np.float32)
+
+    def _grow(self) -> None:
+        old = {name: getattr(self, name) for name in (*_INT, *_FLOAT, *_SMALL, *_BYTE, *_FLAG, "length_cdf")}
+        had = self.rows
+        self._allocate(2 * had)
+        for name, column in old.items():
+            getattr(self, name)[:had] = column
+        self._attempts.extend([None] * had)
+        self._free.extend(range(2 * had - 1, had - 1, -1))

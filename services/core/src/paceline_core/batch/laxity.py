@@ -1,0 +1,59 @@
+"""Laxity and the chance to be in time, request by request, at the step time of the batch as it is now.
+
+No forward model: each request is taken to get one token per step from now on, and prompts to be prefilled next.
+"""
+
+import numpy as np
+
+from paceline_core import lengths
+from paceline_core.batch.state import RunState
+from paceline_core.batch.view import BatchView, FloatArray
+from paceline_core.slo import SloClass
+
+
+def step_now_ms(view: BatchView) -> float:
+    """A decode step with the requests that run now (one, at least)."""
+    decoding = view.state == RunState.RUNNING
+    batch = max(1, min(int(np.count_nonzero(decoding)), view.capacity.max_batch))
+    return max(view.model.decode_ms(batch, float(view.context_tokens()[decoding].sum())), 1e-3)
+
+
+def time_left_ms(view: BatchView, now_ms: float) -> FloatArray:
+    """[N] Until the next token is due (latency) or the last one (deadline, task); infinite for best effort."""
+    latency = view.slo_class == SloClass.LATENCY
+    due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
+    due = np.where(np.isfinite(view.call_due_ms), view.call_due_ms, due)
+    due = np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due)
+    return np.asarray(due - now_ms)
+
+
+def laxity_ms(view: BatchView, now_ms: float, remaining: FloatArray) -> FloatArray:
+    """[N] Time left minus time needed, for `remaining` [N] output tokens (latency class: for the next one)."""
+    step = step_now_ms(view)
+    tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, remaining)
+    return np.asarray(time_left_ms(view, now_ms) - _prefill_ms(view) - tokens * step)
+
+
+def p_meet(view: BatchView, now_ms: float) -> tuple[FloatArray, FloatArray]:
+    """[N] P(meet) from the length distribution, and [N] laxity at one token: how far the next token is from late.
+
+    Latency class: 1 while the next token can be in time, else 0. Best effort: 1.
+    """
+    step = step_now_ms(view)
+    room = time_left_ms(view, now_ms) - _prefill_ms(view)
+    tokens = np.clip(np.floor(room / step), 0.0, lengths.OPEN_EDGE)
+    generated = view.generated.astype(np.float64)
+    cdf = view.length_cdf()
+    out = lengths.cdf_at(cdf, generated)
+    reach = np.where(generated + tokens >= view.max_tokens, 1.0, lengths.cdf_at(cdf, generated + tokens))
+    chance = np.clip((reach - out) / np.maximum(1.0 - out, 1e-9), 0.0, 1.0)
+    chance = np.where(room < step, 0.0, chance)
+    latency = view.slo_class == SloClass.LATENCY
+    chance = np.where(latency, (room >= step).astype(np.float64), chance)
+    chance = np.where(view.slo_class == SloClass.BEST_EFFORT, 1.0, chance)
+    return np.asarray(chance), np.asarray(room - step)
+
+
+def _prefill_ms(view: BatchView) -> FloatArray:
+    token_ms = view.model.prefill_token_ms(max(1, view.capacity.prefill_chunk_tokens))
+    return np.asarray(view.prefill_left() * token_ms)
