@@ -1,4 +1,4 @@
-"""How fast rows are written, and how long writing holds up the event loop: `python services/store/bench/write_rate.py [URL]`.
+"""How fast rows are written, and how long that holds up the event loop: `python write_rate.py [URL]`.
 
 Prints one JSON object: checkpoint rows per second through `put`; rows per second of 64 clients that each wait for every
 commit; time of a lone commit; the longest and the 99th percentile of how late a 1 ms timer of the same loop fired.

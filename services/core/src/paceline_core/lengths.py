@@ -102,9 +102,32 @@ def mean(cdf: FloatArray, generated: FloatArray, max_tokens: FloatArray) -> Floa
     width = _UPPER[None, :] - _LOWER[None, :]
     p = probabilities(cdf) * np.clip((_UPPER[None, :] - low) / width, 0.0, 1.0)
     # A length is the upper end of its unit cell: uniform on (low, upper], half a token up.
-    inside = np.clip((np.minimum(limit, _UPPER[None, :]) - low) / np.maximum(_UPPER[None, :] - low, 1e-9), 0, 1)
+    inside = np.clip(
+        (np.minimum(limit, _UPPER[None, :]) - low) / np.maximum(_UPPER[None, :] - low, 1e-9), 0, 1
+    )
     middle = (low + 1 + np.minimum(limit, _UPPER[None, :])) / 2
     value = inside * np.minimum(middle, limit) + (1 - inside) * limit
     mass = p.sum(axis=-1)
     safe = np.maximum(mass, 1e-12)
     return np.asarray(np.where(mass > 1e-12, (p * value).sum(axis=-1) / safe, g[:, 0] + 1))
+
+
+def conditioned(probabilities: FloatArray, generated: FloatArray, max_tokens: FloatArray) -> FloatArray:
+    """Bin masses [N, K] given that more than `generated` [N] tokens come; mass past `max_tokens` [N] moves onto it.
+
+    A limit that is already passed means that the next token is the last one. Where no mass is left the tail decides.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    g = np.minimum(np.asarray(generated, dtype=np.float64), OPEN_EDGE - 1)[:, None]
+    ahead = np.clip((_UPPER - g) / (_UPPER - _LOWER), 0.0, 1.0)
+    left = p * ahead
+    mass = left.sum(axis=1, keepdims=True)
+    left = np.where(mass > 1e-12, left, _TAIL * ahead)
+    left /= left.sum(axis=1, keepdims=True)
+    limit = np.maximum(np.asarray(max_tokens, dtype=np.float64), g[:, 0] + 1)
+    last = np.minimum(np.searchsorted(EDGES, limit, side="left"), K - 1)
+    bins = np.arange(K)
+    beyond = np.where(bins > last[:, None], left, 0.0).sum(axis=1)
+    left = np.where(bins > last[:, None], 0.0, left)
+    left[np.arange(len(left)), last] += beyond
+    return np.asarray(left)
