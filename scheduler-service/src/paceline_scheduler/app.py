@@ -55,6 +55,11 @@ class SchedulerApp:
         """Where the service listens, with the real port."""
         return self.server.address
 
+    @property
+    def running(self) -> bool:
+        """True between start and stop."""
+        return bool(self._tasks)
+
     async def start(self) -> None:
         """Listen, and dial the executor. Ready once the engine is there."""
         config = self._config

@@ -1,7 +1,7 @@
 """What a batch policy answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -42,7 +42,7 @@ class BatchPlan:
     """Most prompt tokens prefilled in one step."""
     max_batch: int = 0
     """Most sequences decoded in one step; 0: the engine's limit."""
-    evict: IntArray = np.empty(0, dtype=np.int64)  # noqa: RUF009 - never written to
+    evict: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """[E] Rows whose KV is dropped; none of them in `order`."""
     valid_for_steps: int = UNTIL_EVENT
     """Steps for which planning again without an event (arrival, end, cancel, credit, new estimate, acceptance, end of
