@@ -14,7 +14,7 @@ from paceline_runtime.errors import PacelineError, Reason
 
 
 class ApiKeys:
-    """Knows keys by their digests, so that the time of a look-up says nothing about a key. Without keys all may call."""
+    """Knows keys by their digests, so that the time of a look-up tells nothing. Without keys all may call."""
 
     def __init__(self, keys: Mapping[SecretStr, str]) -> None:
         self._tenants = {_digest(key.get_secret_value()): tenant for key, tenant in keys.items()}

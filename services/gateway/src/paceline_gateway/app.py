@@ -161,11 +161,21 @@ class _HttpServer(uvicorn.Server):
         if serving.done():
             serving.result()
 
+    async def main_loop(self) -> None:
+        """Tick as uvicorn does, but end at once when told to."""
+        tick = 0
+        while not await self.on_tick(tick):
+            tick = (tick + 1) % 864_000
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._stopping.wait()
+
     def stop(self) -> None:
         """Stop listening, and end once running requests have ended or the limit is over."""
         # uvicorn takes whole seconds by its type, and any number by its code.
         self.config.timeout_graceful_shutdown = self._drain_limit_s  # type: ignore[assignment]
         self.should_exit = True
+        self._stopping.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

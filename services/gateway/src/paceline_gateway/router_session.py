@@ -74,6 +74,7 @@ class RouterSession:
         self._outbox: Outbox | None = None
         self._connected_at = 0.0
         self._last_stream_id = 0
+        self._reached = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._checks: set[asyncio.Task[None]] = set()
@@ -87,6 +88,10 @@ class RouterSession:
     def live(self) -> int:
         """Requests that have not ended, those being cancelled included."""
         return len(self._by_request)
+
+    async def wait_connected(self) -> None:
+        """Wait until the router is reached."""
+        await self._reached.wait()
 
     async def wait_empty(self) -> None:
         """Wait until no request is live."""
@@ -161,6 +166,7 @@ class RouterSession:
             await call.write(router_pb2.SessionRequest(open=opening))
             self.counters.connections += 1
             self._outbox = outbox
+            self._reached.set()
             self._resume_all()
             log.info("connected to the router", extra={"live": self.live})
             writer = asyncio.create_task(self._write(call, outbox))
@@ -181,6 +187,7 @@ class RouterSession:
             log.exception("the router's message makes no sense", extra={"live": self.live})
         finally:
             self._outbox = None
+            self._reached.clear()
             if writer is not None:
                 writer.cancel()
                 await asyncio.wait([writer])

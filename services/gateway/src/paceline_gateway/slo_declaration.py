@@ -66,7 +66,7 @@ class _Said:
 def declared_slo(
     headers: Iterable[tuple[str, str]], metadata: Mapping[str, Any] | None
 ) -> slo_pb2.Slo | None:
-    """The objective a client declared; None when it declared nothing. Times left open are 0: the router's default.
+    """The objective a client declared; None when it declared nothing.
 
     `headers` are all headers of the request. Raises PacelineError INVALID_SLO naming the header.
     """
@@ -138,11 +138,11 @@ def _class(said: Mapping[str, _Said]) -> str | None:
 def _fill(slo: slo_pb2.Slo, slo_class: str, said: Mapping[str, _Said]) -> None:
     if slo_class == "latency":
         slo.latency.SetInParent()
-        slo.latency.ttft_ms = _budget(said.get(TTFT))
-        slo.latency.tbt_ms = _budget(said.get(TBT))
+        slo.latency.ttft_ms = _budget(said, TTFT, "the latency class")
+        slo.latency.tbt_ms = _budget(said, TBT, "the latency class")
     elif slo_class == "deadline":
         slo.deadline.SetInParent()
-        slo.deadline.e2e_ms = _budget(said.get(E2E))
+        slo.deadline.e2e_ms = _budget(said, E2E, "the deadline class")
     elif slo_class == "best-effort":
         slo.best_effort.SetInParent()
     else:
@@ -156,7 +156,9 @@ def _fill_task(task: slo_pb2.TaskSlo, said: Mapping[str, _Said]) -> None:
             PROGRAM_ID, "is missing: the task class needs the id of the program that the call belongs to"
         )
     task.task_id = _identifier(program, program.value)
-    task.e2e_ms = _budget(said.get(PROGRAM_DEADLINE))
+    if PROGRAM_DEADLINE in said:
+        # Without it the budget given when the task began, or the default, holds.
+        task.e2e_ms = _budget(said, PROGRAM_DEADLINE, "the task class")
     if (final := said.get(PROGRAM_FINAL)) is not None:
         if final.value not in _FINAL:
             raise _bad(final.name, f"must be true or false, got {final.value!r}")
@@ -178,9 +180,10 @@ def _identifier(said: _Said, text: str) -> str:
     return text
 
 
-def _budget(said: _Said | None) -> float:
+def _budget(values: Mapping[str, _Said], key: str, who: str) -> float:
+    said = values.get(key)
     if said is None:
-        return 0.0
+        raise _bad(key, f"is missing: {who} needs it")
     if not _NUMBER.fullmatch(said.value):
         raise _bad(said.name, f"must be a number of milliseconds greater than 0, got {said.value[:80]!r}")
     value = float(said.value)
