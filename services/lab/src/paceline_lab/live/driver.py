@@ -53,7 +53,7 @@ class Driver:
         grace_s: float,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> list[JobRecord]:
-        """All jobs, open loop; what has not ended `grace_s` after `duration_s` is cancelled and recorded as it stands."""
+        """All jobs, open loop; what has not ended `grace_s` after `duration_s` is cancelled and recorded as it is."""
         began = time.perf_counter() + 0.05
         records: dict[int, JobRecord] = {}
         tasks: dict[asyncio.Task[JobRecord], Job] = {}

@@ -1,5 +1,6 @@
 """A run as a picture: every call as a line of tokens, in time or late; attainment and load over time below."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _attainment(axes: Any, report: LiveReport) -> None:
     middles = (edges[:-1] + edges[1:]) / 2
     for slo_class in sorted({job.slo.slo_class for job in report.jobs}):
         shares = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             mine = [
                 job for job in report.jobs if job.slo.slo_class is slo_class and low <= job.arrival_s < high
             ]

@@ -57,7 +57,7 @@ def parse_mix(text: str) -> tuple[tuple[SloClass, float], ...]:
 
 
 def jobs_of(spec: WorkloadSpec, library: Library) -> list[Job]:
-    """The jobs of a run, by arrival. Prompts come in shuffled rounds: none repeats before all of its class had a turn."""
+    """The jobs of a run, by arrival. Prompts come in shuffled rounds: none repeats before all had a turn."""
     arrivals_rng, class_rng, prompt_rng = np.random.default_rng(spec.seed).spawn(3)
     times = arrival_times_s(spec.arrivals, spec.rate_per_s, spec.duration_s, arrivals_rng, cv=spec.cv)
     classes = [slo_class for slo_class, _ in spec.mix]

@@ -45,10 +45,10 @@ def _read_file(file: Traversable, prompts: list[Prompt], tasks: list[TaskPrompt]
 
 
 def _prompt(entry: dict[str, Any], family: Family, slo_class: SloClass, sources: dict[str, str]) -> Prompt:
-    """A prompt; `source` names a text of the file that goes below the question."""
-    text = str(entry["text"]).strip()
-    if "source" in entry:
-        text = f"{text}\n\n{sources[entry['source']].strip()}"
+    """A prompt; `source` names a text of the file, or several, that go below the question."""
+    named = entry.get("source", [])
+    parts = [str(entry["text"]), *(sources[name] for name in ([named] if isinstance(named, str) else named))]
+    text = "\n\n".join(part.strip() for part in parts)
     messages = [Message("system", str(entry["system"]).strip())] if "system" in entry else []
     for turn in entry.get("history", ()):
         messages += [
