@@ -70,7 +70,8 @@ def choose(
         if attempt.prefilling:
             end = attempt.prefill_end(prefill_budget_tokens - taken, chunk_tokens)
             tokens = end - attempt.kv_tokens
-            if tokens <= 0 or not memory.make_room(attempt, tokens, reserved):
+            over_budget = taken > 0 and taken + tokens > prefill_budget_tokens
+            if tokens <= 0 or over_budget or not memory.make_room(attempt, tokens, reserved):
                 continue
             ms = profile.prefill_ms(tokens, attempt.kv_tokens)
             step.prefills.append((attempt, end, PrefillCall(tokens, attempt.kv_tokens, ms)))

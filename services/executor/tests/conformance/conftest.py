@@ -1,0 +1,92 @@
+"""The same suite for every engine, over real sockets."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paceline_executor.app import ExecutorApp
+from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig, SimulatedSection
+from paceline_executor.llamacpp.model_fetch import MODEL_FILE, cache_folder
+from paceline_executor.llamacpp.tiny import write_tiny_model
+
+from paceline_runtime.server import ServerConfig
+
+from .peer import Peer
+
+Start = Callable[..., Awaitable[ExecutorApp]]
+Connect = Callable[..., Awaitable[Peer]]
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(params=["simulated", "tiny"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Which engine. Tests that ask for it by `WITH_REAL_MODEL` run on the real model too."""
+    name: str = request.param
+    if name == "smollm2" and not (cache_folder() / "models" / MODEL_FILE).is_file():
+        pytest.skip("the default model is not in the cache; `paceline up` fetches it")
+    return name
+
+
+@pytest.fixture
+def settings(backend: str, tiny_model_path: Path) -> dict[str, Any]:
+    """Settings of an executor with this engine."""
+    common: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "server": ServerConfig(drain_grace_s=0.2),
+        "max_batch": 8,
+        "max_resident": 16,
+        "context_tokens": 512,
+    }
+    if backend == "simulated":
+        # Steps of some 10 microseconds: the order of events is the same, the waiting is not.
+        return {**common, "backend": "simulated", "simulated": SimulatedSection(time_scale=0.001)}
+    return {**common, "model_path": str(tiny_model_path) if backend == "tiny" else ""}
+
+
+@pytest.fixture
+async def start(settings: dict[str, Any]) -> AsyncIterator[Start]:
+    """Starts executors; they end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**changes: Any) -> ExecutorApp:
+            config = ExecutorServiceConfig(executor=ExecutorConfig(**{**settings, **changes}))
+            return await stack.enter_async_context(ExecutorApp(config))
+
+        yield make
+
+
+@pytest.fixture
+async def connect(start: Start) -> AsyncIterator[Connect]:
+    """Attaches to an executor; the streams end with the test, before the executors do."""
+    async with AsyncExitStack() as stack:
+
+        async def make(app: ExecutorApp, token: int = 1, **how: Any) -> Peer:
+            peer = Peer(app.address)
+            stack.push_async_callback(peer.close)
+            return await peer.attach(token, **how)
+
+        yield make
+
+
+@pytest.fixture
+async def executor(start: Start) -> ExecutorApp:
+    """One executor with default settings."""
+    return await start()
+
+
+@pytest.fixture
+async def peer(executor: ExecutorApp, connect: Connect) -> Peer:
+    """A scheduler attached to it."""
+    return await connect(executor)
+
+
+@pytest.fixture
+def prompt() -> Iterator[str]:
+    """A prompt of more than one chunk on every engine."""
+    yield "The quick brown fox jumps over the lazy dog, and the dog does not mind: it was asleep. " * 3
