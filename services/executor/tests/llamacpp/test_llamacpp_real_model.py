@@ -1,0 +1,3 @@
+"""The default model: sensible answers, and the same ones under every schedule."""
+
+
