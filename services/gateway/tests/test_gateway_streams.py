@@ -167,13 +167,13 @@ async def test_client_that_stops_reading_is_cancelled_and_dropped(
 ) -> None:
     gateway = await start_gateway(window_tokens=8, client_stall_s=0.3)
     router.script = lambda spec: Script([b"x" * 100_000 for _ in range(1000)])
-    reader, writer = await unread_stream(gateway, "stuck")
+    _, writer = await unread_stream(gateway, "stuck")
     await router.until(lambda: bool(router.requests) and router.only().cancelled)
     await empty(gateway)
-    # The connection ends too, in the middle of the answer.
-    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-        async with asyncio.timeout(PATIENCE_S):
-            await reader.readexactly(100_000_000)
+    # The connection ends too, though the client never read what was buffered for it.
+    async with asyncio.timeout(PATIENCE_S):
+        while gateway.connections:
+            await asyncio.sleep(0.01)
     writer.close()
 
 

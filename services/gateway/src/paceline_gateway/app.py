@@ -88,6 +88,11 @@ class GatewayApp:
         """The address as an HTTP URL."""
         return f"http://{self.address}"
 
+    @property
+    def connections(self) -> int:
+        """Open HTTP connections."""
+        return len(self._http.server_state.connections)
+
     async def wait_failed(self) -> None:
         """Wait until a part of the gateway ends that should not. Raises what it ended with."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)

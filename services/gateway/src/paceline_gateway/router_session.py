@@ -235,6 +235,9 @@ class RouterSession:
                 stream, PacelineError(Reason.INTERNAL, "the router's output has a gap that does not close")
             )
             return
+        if self._outbox is not None:
+            # Nobody listens to the old id any more, so its bound must not hold the request back.
+            self._outbox.credit(stream.stream_id, 0)
         self._assign_id(stream)
         self._attach(stream)
 
