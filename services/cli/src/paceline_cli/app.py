@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import config, drain, request, status, up
+from paceline_cli.commands import config, drain, live, request, status, up
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(request.app, name="request")
 app.command()(request.explain)
 app.command()(drain.drain)
 app.add_typer(config.app, name="config")
+app.command()(live.live)
 
 
 @app.callback()

@@ -71,7 +71,7 @@ async def measure_capacity(
     warmup_s: float = 6.0,
     measure_s: float = 20.0,
 ) -> float:
-    """Jobs per second that end with `concurrency` of them at work all the time. Rough: it counts some dozens of jobs."""
+    """Jobs per second that end with `concurrency` of them at work all the time. Rough: some dozens are counted."""
     driver = Driver(client, objectives, run_id=f"cap-{uuid.uuid4().hex[:8]}")
     ended_s: list[float] = []
     left = iter(jobs)

@@ -10,7 +10,7 @@ from paceline_lab.prompts.model import Library, Prompt, TaskPrompt
 
 @dataclass(frozen=True, slots=True)
 class IdleTimes:
-    """What a call needs on an idle stack: TTFT = ttft_base_ms + prompt tokens * ttft_per_token_ms, tbt_ms a token after.
+    """What a call needs on an idle stack: TTFT = ttft_base_ms + prompt tokens * ttft_per_token_ms, then tbt_ms each.
 
     `tokens_per_char` estimates prompt tokens from text.
     """
