@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import tempfile
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,11 @@ class ExecutorApp:
         """Set once entered."""
 
     @property
+    def counters(self) -> Counter[str]:
+        """What happened so far beside the engine: stalls, pulls, replays instead of pulls by reason."""
+        return self._service.counters + self._landing.counters
+
+    @property
     def address(self) -> str:
         """Where the service listens."""
         return self.server.address
@@ -55,7 +61,7 @@ class ExecutorApp:
             puller = StatePuller(
                 self.engine.capabilities, config=own.channel, tls=config.tls, timeout_s=own.pull_timeout_s
             )
-            landing = Landing(self.engine, puller.pull, max_pulls=own.max_pulls)
+            self._landing = landing = Landing(self.engine, puller.pull, max_pulls=own.max_pulls)
             stack.push_async_callback(landing.close)
             self.server = Server(
                 own.server.model_copy(update={"listen": own.listen}),
@@ -63,7 +69,7 @@ class ExecutorApp:
                 auth=config.auth,
                 telemetry=self._telemetry,
             )
-            service = ExecutorService(
+            self._service = service = ExecutorService(
                 self.engine,
                 self.identity,
                 control,

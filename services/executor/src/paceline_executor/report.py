@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Iterator
 
 from paceline.executor.v1 import executor_pb2
-from paceline_executor.contract import AttemptAccepted, AttemptEnded, Event, Republished, StepReport
+from paceline_executor.contract import (
+    AttemptAccepted,
+    AttemptEnded,
+    EndReason,
+    Event,
+    Republished,
+    StepReport,
+)
 from paceline_executor.to_proto import (
     accepted_message,
     deviation_messages,
@@ -15,6 +22,7 @@ from paceline_executor.to_proto import (
 
 MAX_REPORT_BYTES = 1 << 20
 _ROW_BYTES = 64
+_ENDS_IN_A_STEP = (EndReason.STOP, EndReason.STOP_STRING, EndReason.LENGTH)
 
 
 def reports_of(events: Iterable[Event]) -> Iterator[executor_pb2.Report]:
@@ -42,6 +50,9 @@ def reports_of(events: Iterable[Event]) -> Iterator[executor_pb2.Report]:
                 size_bytes += 4 * len(event.prompt_ids)
             case AttemptEnded():
                 report.ended.append(ended_message(event))
+                if event.reason not in _ENDS_IN_A_STEP:
+                    # The last step's KV use still counts what this end has freed.
+                    report.ClearField("kv")
             case Republished():
                 if len(event.tokens.attempt_keys):
                     report.republished.append(tokens_message(event.tokens))

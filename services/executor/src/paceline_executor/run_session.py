@@ -8,6 +8,7 @@ that what collects is bounded.
 import asyncio
 import logging
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -28,7 +29,14 @@ class RunSession:
     """Serves one stream. `endpoint` is where other executors pull state from."""
 
     def __init__(
-        self, engine: Engine, landing: Landing, write: Write, *, endpoint: str, stall_pause_s: float
+        self,
+        engine: Engine,
+        landing: Landing,
+        write: Write,
+        *,
+        endpoint: str,
+        stall_pause_s: float,
+        counters: Counter[str],
     ) -> None:
         self._engine = engine
         self._landing = landing
@@ -43,8 +51,7 @@ class RunSession:
         """Tickets and refusals: what the session itself has to say."""
         self._plan: Plan | None = None
         self._paused = False
-        self.pauses = 0
-        """Times the engine was paused because the scheduler did not read."""
+        self._counters = counters
 
     def fence(self) -> None:
         """A newer stream has the engine: end this one."""
@@ -179,7 +186,7 @@ class RunSession:
     def _pause(self) -> None:
         if not self._fenced.is_set():
             self._paused = True
-            self.pauses += 1
+            self._counters["stall_pauses"] += 1
             self._engine.clear_plan()
             _log.warning("the scheduler does not read its reports: engine paused")
 

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -54,6 +55,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self._endpoint = endpoint
         self._attach_timeout_s = attach_timeout_s
         self._stall_pause_s = stall_pause_s
+        self.counters: Counter[str] = Counter()
+        """What happened on control streams so far: attaches, stall_pauses."""
 
     async def GetCapabilities(
         self, request: executor_pb2.GetCapabilitiesRequest, context: Any
@@ -72,8 +75,10 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             context.write,
             endpoint=self._endpoint(),
             stall_pause_s=self._stall_pause_s,
+            counters=self.counters,
         )
         self._control.take(session, attach.fencing_token)
+        self.counters["attaches"] += 1
         try:
             # What was said to nobody is in the live table; what is said from here on follows it.
             self._engine.events.drain()

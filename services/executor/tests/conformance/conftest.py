@@ -1,16 +1,16 @@
 """The same suite for every engine, over real sockets."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from paceline_executor.app import ExecutorApp
 from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig, SimulatedSection
 from paceline_executor.llamacpp.model_fetch import MODEL_FILE, cache_folder
 from paceline_executor.llamacpp.tiny import write_tiny_model
-
 from paceline_runtime.server import ServerConfig
 
 from .peer import Peer
@@ -87,6 +87,6 @@ async def peer(executor: ExecutorApp, connect: Connect) -> Peer:
 
 
 @pytest.fixture
-def prompt() -> Iterator[str]:
+def prompt() -> str:
     """A prompt of more than one chunk on every engine."""
-    yield "The quick brown fox jumps over the lazy dog, and the dog does not mind: it was asleep. " * 3
+    return "The quick brown fox jumps over the lazy dog, and the dog does not mind: it was asleep. " * 3

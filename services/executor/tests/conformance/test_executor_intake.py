@@ -3,6 +3,7 @@
 import grpc
 import numpy as np
 import pytest
+
 from paceline.common.v1 import attempt_pb2, engine_pb2
 from paceline.executor.v1 import executor_pb2
 from paceline_executor.app import ExecutorApp

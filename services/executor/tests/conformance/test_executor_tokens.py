@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from paceline.common.v1 import attempt_pb2
 
 from .conftest import Connect, Start
