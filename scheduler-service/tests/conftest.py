@@ -1,7 +1,7 @@
 """A scheduler over a real executor service with a simulated engine, and a router's end of a session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -150,15 +150,27 @@ class Bench:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
 
-    async def executor(self, listen: str = "127.0.0.1:0", *, scale: float = 0.05, **fields: Any) -> ExecutorApp:
+    async def executor(
+        self, listen: str = "127.0.0.1:0", *, scale: float = 0.05, **fields: Any
+    ) -> ExecutorApp:
         """A simulated engine behind the real service; steps take a few hundred microseconds."""
         config = ExecutorConfig(
-            listen=listen, engine_id="engine-1", backend="simulated", simulated={"time_scale": scale}, **fields
+            listen=listen,
+            engine_id="engine-1",
+            backend="simulated",
+            simulated={"time_scale": scale},
+            server={"drain_grace_s": 0.0},
+            **fields,
         )
         app = ExecutorApp(ExecutorServiceConfig(executor=config))
         await app.__aenter__()
         self._stack.push_async_callback(app.__aexit__, None, None, None)
         return app
+
+    async def crash(self, app: ExecutorApp) -> None:
+        """End an executor without a word to its scheduler."""
+        await app.server.grpc.stop(0)
+        await app.__aexit__(None, None, None)
 
     async def scheduler(self, executor: str, **fields: Any) -> SchedulerApp:
         """A scheduler that is attached to `executor`."""
@@ -210,6 +222,3 @@ async def stop(app: SchedulerApp) -> None:
 async def bench() -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         yield Bench(stack)
-
-
-Wait = Callable[[], Awaitable[None]]

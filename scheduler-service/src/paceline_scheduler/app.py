@@ -45,6 +45,8 @@ class SchedulerApp:
         except ValueError as error:
             raise ConfigError([f"scheduler.policy: {error}"]) from None
         self._tasks: list[asyncio.Task[None]] = []
+        self.link: ExecutorLink
+        """Its stream to the executor, once started."""
         self.loop: SchedulerLoop
         """The scheduler itself, once started."""
         self.server: Server
@@ -75,7 +77,7 @@ class SchedulerApp:
         )
         self.server.on_drain(self._end_sessions)
         await self.server.start()
-        link = ExecutorLink(
+        self.link = ExecutorLink(
             lambda: channel(config.executor, config.channel, tls=self._tls),
             executor_pb2.Attach(scheduler_id=config.scheduler_id, fencing_token=self.loop.started_unix_ms),
             self.loop.state.outbox,
@@ -85,7 +87,7 @@ class SchedulerApp:
             redial_min_s=config.redial_min_s,
             redial_max_s=config.redial_max_s,
         )
-        self._spawn("executor-link", link.run())
+        self._spawn("executor-link", self.link.run())
         self._spawn("timer", self.loop.run_timer())
         self._spawn("readiness", self._follow_engine())
         for target in config.announce:

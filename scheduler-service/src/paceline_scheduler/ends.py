@@ -35,6 +35,9 @@ class Ends:
             told.CopyFrom(attempt.end_as)
             told.output_tokens, told.prompt_tokens = ended.output_tokens, ended.prompt_tokens
             ended = told
+        elif ended.finish_reason == _CANCELLED and not attempt.cancelling and attempt.sent:
+            # The engine shuts down in good order. Nobody up there asked for it: the request goes on elsewhere.
+            ended = _given_up(ended)
         now = state.now_ms()
         reason = ended.finish_reason
         attempt.ended = ended
@@ -143,3 +146,16 @@ class Ends:
             self._state.counts["ended_forgotten"] += 1
             self._ended_ms.pop(key)
             self.release(key)
+
+
+def _given_up(ended: attempt_pb2.AttemptEnded) -> attempt_pb2.AttemptEnded:
+    failure = attempt_pb2.Failure(
+        reason=Reason.ENGINE_LOST, message="the engine gave the attempt up to shut down", retryable=True
+    )
+    return attempt_pb2.AttemptEnded(
+        attempt_key=ended.attempt_key,
+        finish_reason=attempt_pb2.FINISH_REASON_FAILED,
+        failure=failure,
+        output_tokens=ended.output_tokens,
+        prompt_tokens=ended.prompt_tokens,
+    )

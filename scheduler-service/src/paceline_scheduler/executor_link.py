@@ -69,6 +69,7 @@ class ExecutorLink:
         self._deadline: asyncio.TimerHandle | None = None
         self._attached = False
         self._cause = "not connected yet"
+        self._call: _Call | None = None
 
     async def run(self) -> None:
         """Stay attached until cancelled or fenced."""
@@ -82,7 +83,8 @@ class ExecutorLink:
                     self._cause = "the executor closed the stream"
                 except PacelineError as error:
                     self._cause = str(error)
-                    if error.reason is Reason.FENCED:
+                    # A stream that ends as fenced may only mean that the executor shuts down; a refused attach is final.
+                    if error.reason is Reason.FENCED and not self._attached:
                         self._events.fenced(self._cause)
                         return
                 except TimeoutError:
@@ -99,9 +101,15 @@ class ExecutorLink:
             self._stop_deadline()
             await channel.close()
 
+    def interrupt(self) -> None:
+        """Break the stream; the link dials again. For tests and for operators who want a fresh look."""
+        if self._call is not None:
+            self._call.cancel()
+
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         """One stream, from attach to its end."""
         call = executor_pb2_grpc.ExecutorServiceStub(channel).Run()
+        self._call = call
         writer: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(self._attach_timeout_s):
@@ -128,7 +136,14 @@ class ExecutorLink:
                 raise from_rpc_error(error)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            # A call that `interrupt` cancelled raises this, too; only a cancel of this task must go on.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PacelineError(Reason.CANCELLED, "the stream was interrupted") from None
         finally:
+            self._call = None
             call.cancel()
             if writer is not None:
                 writer.cancel()

@@ -67,10 +67,10 @@ class Reports:
         state = self._state
         state.engine.last_step_ms = now_ms
         self._fit(step)
-        if step.tokens.attempt_keys:
-            self._tokens(step.tokens, now_ms)
         if step.progress_keys:
             self._progress(step, now_ms)
+        if step.tokens.attempt_keys:
+            self._tokens(step.tokens, now_ms)
         self._planner.stepped(step.plan_id)
 
     def _fit(self, step: executor_pb2.StepReport) -> None:
@@ -134,7 +134,8 @@ class Reports:
                 return
         table.generated[rows] = upto
         state.tokens += int(count.sum())
-        table.kv_tokens[rows] = table.prompt_tokens[rows] + upto - 1
+        resident = table.state[rows] != RunState.EVICTED
+        table.kv_tokens[rows] = np.where(resident, table.prompt_tokens[rows] + upto - 1, 0)
         for row in state.tracker.tokens(rows, first, count, now_ms).tolist():
             table.at(row).note(now_ms - table.arrival_ms[row], "first_token")
         if self._planner.isolating and (upto >= table.isolate_until[rows]).any():
