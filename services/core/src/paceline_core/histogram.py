@@ -176,13 +176,15 @@ class LengthHistograms:
         if zlib.crc32(memoryview(state)[8:]) != checksum:
             raise StateError("the saved state is damaged: its checksum does not fit")
         learner = cls(params)
-        header = json.loads(state[12 : 12 + size])
-        if header["edges"] != EDGES.tolist():
-            raise StateError("the saved state has other bins")
+        try:
+            header = json.loads(state[12 : 12 + size])
+            edges, keys = header["edges"], header["tables"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateError(f"the saved state has no header: {error!r}") from None
+        if edges != EDGES.tolist() or len(keys) != 3:
+            raise StateError("the saved state has other bins or tables")
         at = 12 + size
-        for table, saved in zip(
-            (learner._fleet, learner._models, learner._apps), header["tables"], strict=True
-        ):
+        for table, saved in zip((learner._fleet, learner._models, learner._apps), keys, strict=True):
             at = table.load(saved, state, at)
         return learner
 

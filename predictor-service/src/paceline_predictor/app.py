@@ -1,0 +1,80 @@
+"""Builds the predictor: the only file that knows all its parts."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from paceline.predictor.v1 import predictor_pb2_grpc
+from paceline_predictor.batching import Batcher
+from paceline_predictor.config import Config
+from paceline_predictor.histogram_model import HistogramModel
+from paceline_predictor.keeping import Keeper
+from paceline_predictor.service import PredictorService
+from paceline_predictor.state_home import FileHome, NoHome, StateHome, StoreHome
+from paceline_runtime.server import Server
+from paceline_runtime.service import Process
+from paceline_runtime.telemetry.config import TelemetryConfig
+from paceline_runtime.telemetry.names import DEGRADED
+from paceline_runtime.telemetry.setup import Telemetry
+
+
+class PredictorApp:
+    """A running predictor: `async with PredictorApp(config) as app: app.address`."""
+
+    def __init__(self, config: Config, *, telemetry: Telemetry | None = None) -> None:
+        own = config.predictor
+        telemetry = telemetry or Telemetry(TelemetryConfig(), "predictor")
+        model = HistogramModel(own.histogram.params())
+        self._batcher = Batcher(model, max_batch=own.max_batch, max_waiting=own.max_waiting)
+        self.keeper = Keeper(
+            model, _state_home(config), interval_s=own.state_interval_s, timeout_s=own.state_timeout_s
+        )
+        keeper = self.keeper
+        telemetry.instruments.observe(
+            DEGRADED, lambda: [(1.0 if keeper.warning else 0.0, {"reason": "learned_state"})]
+        )
+        self.server = Server(
+            own.server.model_copy(update={"listen": own.listen}),
+            tls=config.tls,
+            auth=config.auth,
+            telemetry=telemetry,
+        )
+        self.server.add(
+            predictor_pb2_grpc.add_PredictorServiceServicer_to_server,
+            PredictorService(model, self._batcher, self.keeper, telemetry.instruments),
+        )
+        self._stack = AsyncExitStack()
+
+    @property
+    def address(self) -> str:
+        """Where the service listens, with the real port."""
+        return self.server.address
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.keeper)
+            await stack.enter_async_context(self._batcher)
+            await stack.enter_async_context(self.server)
+            await self.server.health.set_ready(True)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+
+async def run(config: Config, process: Process) -> None:
+    """Serve until the process is told to end, then drain and save."""
+    async with PredictorApp(config, telemetry=process.telemetry):
+        await process.shutdown.wait()
+
+
+def _state_home(config: Config) -> StateHome:
+    if config.predictor.state_path:
+        return FileHome(Path(config.predictor.state_path))
+    if config.store.url:
+        return StoreHome(config.store.url, config.predictor.state_name)
+    return NoHome()

@@ -1,0 +1,91 @@
+"""PredictorService: answers about lengths, and learning from outcomes."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
+from paceline_predictor import wire
+from paceline_predictor.batching import Batcher
+from paceline_predictor.keeping import Keeper
+from paceline_predictor.model import LengthModel
+from paceline_runtime.errors import invalid, unimplemented
+from paceline_runtime.interceptor import ServicerContext
+from paceline_runtime.telemetry.metrics import Instruments
+from paceline_runtime.telemetry.names import OBSERVATIONS, PREDICTION_DURATION, PREDICTIONS
+
+_OUTCOMES_A_TURN = 32
+"""Learning one takes some 0.1 ms: other calls get their turn in between."""
+
+
+class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
+    """The RPCs. Knows no deadlines and no engines."""
+
+    def __init__(
+        self, model: LengthModel, batcher: Batcher, keeper: Keeper, instruments: Instruments
+    ) -> None:
+        self._model = model
+        self._batcher = batcher
+        self._keeper = keeper
+        self._instruments = instruments
+
+    async def PredictLength(
+        self, request: predictor_pb2.PredictLengthRequest, context: ServicerContext
+    ) -> predictor_pb2.PredictLengthResponse:
+        """Length distributions, conditioned on what is out and clipped at max_tokens."""
+        began = time.perf_counter()
+        asked = wire.questions(request)
+        answers = await self._batcher.predict(asked)
+        response = wire.estimates(asked, answers, self._model.version)
+        for source, count in Counter(answers.sources).items():
+            self._instruments.add(PREDICTIONS, count, source=source)
+        self._instruments.record(PREDICTION_DURATION, time.perf_counter() - began)
+        return response
+
+    async def ForecastTask(
+        self, request: predictor_pb2.ForecastTaskRequest, context: ServicerContext
+    ) -> predictor_pb2.ForecastTaskResponse:
+        """Not served yet: there is no task model, and an invented forecast would be believed."""
+        raise unimplemented("PredictorService.ForecastTask")
+
+    async def Observe(
+        self, request_iterator: AsyncIterator[predictor_pb2.ObserveRequest], context: ServicerContext
+    ) -> predictor_pb2.ObserveResponse:
+        """Learns from lengths as they come, so a broken stream loses nothing of what arrived.
+
+        Malformed outcomes are counted as rejected. Those that hold nothing to learn are in neither count; nor are ended
+        tasks, as long as there is no task model.
+        """
+        accepted = rejected = 0
+        async for request in request_iterator:
+            if len(request.lengths) > wire.MAX_OUTCOMES:
+                raise invalid(f"at most {wire.MAX_OUTCOMES} outcomes a message", field="lengths")
+            learned = 0
+            for number, message in enumerate(request.lengths, start=1):
+                if number % _OUTCOMES_A_TURN == 0:
+                    await asyncio.sleep(0)
+                outcome = wire.outcome(message)
+                if outcome is None:
+                    rejected += 1
+                elif self._keeper.observe(outcome):
+                    learned += 1
+            accepted += learned
+            self._instruments.add(OBSERVATIONS, learned)
+        return predictor_pb2.ObserveResponse(accepted=accepted, rejected=rejected)
+
+    async def GetModelInfo(
+        self, request: predictor_pb2.GetModelInfoRequest, context: ServicerContext
+    ) -> predictor_pb2.GetModelInfoResponse:
+        """The model in use, with anything to worry about."""
+        return predictor_pb2.GetModelInfoResponse(models=[self._info()])
+
+    async def ReloadModels(
+        self, request: predictor_pb2.ReloadModelsRequest, context: ServicerContext
+    ) -> predictor_pb2.ReloadModelsResponse:
+        """Goes back to the saved state; calls in progress are answered from the one or the other."""
+        await self._keeper.reload()
+        return predictor_pb2.ReloadModelsResponse(models=[self._info()])
+
+    def _info(self) -> predictor_pb2.ModelInfo:
+        return wire.model_info(self._model.report(), self._keeper.warning)

@@ -1,0 +1,120 @@
+"""Messages to values and back, and what is not accepted."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from paceline.common.v1 import estimate_pb2
+from paceline.predictor.v1 import predictor_pb2
+from paceline_core.histogram import P90
+from paceline_core.lengths import OPEN_EDGE, cdf_from_probabilities, conditioned, quantile
+from paceline_predictor.model import LengthAnswers, LengthQuestion, ModelReport, Outcome
+from paceline_runtime.errors import PacelineError, invalid
+
+MAX_QUERIES = 1024
+MAX_OUTCOMES = 4096
+MAX_MODEL_CHARS = 256
+MAX_APP_CHARS = 64
+MAX_TENANT_CHARS = 256
+MAX_PROMPT_CHARS = 4096
+MAX_OUTPUT_TAIL_CHARS = 1024
+MAX_OUTPUT_TOKENS = 1 << 24
+"""More than any model writes: a larger count is an error of the sender."""
+
+
+def questions(request: predictor_pb2.PredictLengthRequest) -> list[LengthQuestion]:
+    """The questions of a call. Raises INVALID_ARGUMENT, which names the field at fault."""
+    if len(request.queries) > MAX_QUERIES:
+        raise invalid(f"at most {MAX_QUERIES} questions a call, got {len(request.queries)}", field="queries")
+    return [question(query, f"queries[{i}]") for i, query in enumerate(request.queries)]
+
+
+def question(query: predictor_pb2.LengthQuery, field: str) -> LengthQuestion:
+    """One question; long texts are cut to what is read."""
+    if not query.model:
+        raise invalid("a question needs the model that will answer", field=f"{field}.model")
+    for name, text, limit in (
+        ("model", query.model, MAX_MODEL_CHARS),
+        ("app", query.app, MAX_APP_CHARS),
+        ("tenant", query.tenant, MAX_TENANT_CHARS),
+    ):
+        if len(text) > limit:
+            raise invalid(f"{name} is longer than {limit} characters", field=f"{field}.{name}")
+    if not math.isfinite(query.temperature) or query.temperature < 0:
+        raise invalid("temperature must be finite and not negative", field=f"{field}.temperature")
+    return LengthQuestion(
+        model=query.model,
+        app=query.app,
+        tenant=query.tenant,
+        prompt_head=query.prompt_head[:MAX_PROMPT_CHARS],
+        prompt_tail=query.prompt_tail[-MAX_PROMPT_CHARS:],
+        prompt_tokens=query.prompt_tokens,
+        max_tokens=query.max_tokens,
+        temperature=query.temperature,
+        turn_index=query.turn_index,
+        has_tools=query.has_tools,
+        wants_json=query.wants_json,
+        task_stage=query.task_stage,
+        generated_tokens=query.generated_tokens,
+        output_tail=query.output_tail[-MAX_OUTPUT_TAIL_CHARS:],
+    )
+
+
+def estimates(
+    asked: Sequence[LengthQuestion], answers: LengthAnswers, version: str
+) -> predictor_pb2.PredictLengthResponse:
+    """The answers, conditioned on what is out and clipped at max_tokens."""
+    response = predictor_pb2.PredictLengthResponse()
+    if not asked:
+        return response
+    generated = np.array([question.generated_tokens for question in asked], dtype=np.float64)
+    limits = np.array([question.max_tokens or OPEN_EDGE for question in asked], dtype=np.float64)
+    rows = conditioned(answers.probabilities, generated, limits)
+    for question, row, source, coverage in zip(
+        asked, rows, answers.sources, answers.coverage_p90, strict=True
+    ):
+        response.estimates.append(
+            estimate_pb2.LengthEstimate(
+                probabilities=row.tolist(),
+                model_version=version,
+                source=source,
+                coverage_p90=coverage,
+                generated_tokens=question.generated_tokens,
+            )
+        )
+    return response
+
+
+def outcome(message: predictor_pb2.LengthOutcome) -> Outcome | None:
+    """An outcome; None when it is malformed."""
+    if message.output_tokens > MAX_OUTPUT_TOKENS:
+        return None
+    try:
+        asked = question(message.query, "query")
+        declared = _declared_p90(message.estimate, asked.max_tokens)
+    except (PacelineError, ValueError):
+        return None
+    return Outcome(asked, message.output_tokens, message.censored, declared)
+
+
+def model_info(report: ModelReport, further_warning: str) -> predictor_pb2.ModelInfo:
+    """A model in use."""
+    return predictor_pb2.ModelInfo(
+        name=report.name,
+        version=report.version,
+        kind=report.kind,
+        observed=report.observed,
+        coverage_p90=report.coverage_p90,
+        warning="; ".join(filter(None, (report.warning, further_warning))),
+        active=True,
+    )
+
+
+def _declared_p90(estimate: estimate_pb2.LengthEstimate, max_tokens: int) -> float | None:
+    """P90 as a reader of the estimate sees it. Raises ValueError when the bins are not a distribution."""
+    if not estimate.probabilities:
+        return None
+    cdf = cdf_from_probabilities(np.array(estimate.probabilities, dtype=np.float64))
+    limit = np.array([float(max_tokens or OPEN_EDGE)])
+    return float(quantile(cdf, P90, np.array([float(estimate.generated_tokens)]), limit)[0])
