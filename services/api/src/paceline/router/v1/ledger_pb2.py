@@ -26,7 +26,7 @@ from paceline.common.v1 import estimate_pb2 as paceline_dot_common_dot_v1_dot_es
 from paceline.router.v1 import generation_pb2 as paceline_dot_router_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaceline/router/v1/ledger.proto\x12\x12paceline.router.v1\x1a!paceline/common/v1/estimate.proto\x1a#paceline/router/v1/generation.proto\"\xbd\x02\n\x0eRequestContext\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".paceline.router.v1.GenerationSpec\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x17\n\x0f\x61rrived_unix_ms\x18\x03 \x01(\x03\x12\x16\n\x0e\x61ttempt_number\x18\x04 \x01(\r\x12\x12\n\nfrom_index\x18\x05 \x01(\r\x12\x0f\n\x07\x63rashes\x18\x06 \x01(\r\x12\x34\n\x08\x65stimate\x18\x07 \x01(\x0b\x32\".paceline.common.v1.LengthEstimate\x12\x18\n\x10predicted_e2e_ms\x18\x08 \x01(\x01\x12\x10\n\x08\x61\x63\x63\x65pted\x18\t \x01(\x08\x12\x1d\n\x15\x65xcluded_incarnations\x18\n \x03(\x06\x12\x12\n\nturn_index\x18\x0b \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaceline/router/v1/ledger.proto\x12\x12paceline.router.v1\x1a!paceline/common/v1/estimate.proto\x1a#paceline/router/v1/generation.proto\"\xed\x02\n\x0eRequestContext\x12\x30\n\x04spec\x18\x01 \x01(\x0b\x32\".paceline.router.v1.GenerationSpec\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x17\n\x0f\x61rrived_unix_ms\x18\x03 \x01(\x03\x12\x16\n\x0e\x61ttempt_number\x18\x04 \x01(\r\x12\x12\n\nfrom_index\x18\x05 \x01(\r\x12\x0f\n\x07\x63rashes\x18\x06 \x01(\r\x12\x34\n\x08\x65stimate\x18\x07 \x01(\x0b\x32\".paceline.common.v1.LengthEstimate\x12\x18\n\x10predicted_e2e_ms\x18\x08 \x01(\x01\x12\x10\n\x08\x61\x63\x63\x65pted\x18\t \x01(\x08\x12\x1d\n\x15\x65xcluded_incarnations\x18\n \x03(\x06\x12\x12\n\nturn_index\x18\x0b \x01(\r\x12\x1b\n\x13isolate_until_index\x18\x0c \x01(\r\x12\x11\n\tbudget_ms\x18\r \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paceline.router.v1.ledger_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTCONTEXT']._serialized_start=128
-  _globals['_REQUESTCONTEXT']._serialized_end=445
+  _globals['_REQUESTCONTEXT']._serialized_end=493
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,8 @@ class RequestContext(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     EXCLUDED_INCARNATIONS_FIELD_NUMBER: _builtins.int
     TURN_INDEX_FIELD_NUMBER: _builtins.int
+    ISOLATE_UNTIL_INDEX_FIELD_NUMBER: _builtins.int
+    BUDGET_MS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Tenant."""
     arrived_unix_ms: _builtins.int
@@ -53,6 +55,10 @@ class RequestContext(_message.Message):
     """True if the client has been told that the request is accepted."""
     turn_index: _builtins.int
     """Conversation turn, from 0: a feature of the predictor."""
+    isolate_until_index: _builtins.int
+    """A suspect runs alone until this output index is out; 0: not a suspect."""
+    budget_ms: _builtins.float
+    """Deadline of the call, counted from its arrival, milliseconds; 0: none."""
     @_builtins.property
     def spec(self) -> _generation_pb2.GenerationSpec:
         """The request as admitted: defaults filled in, the input left out (the attempt carries the rendered prompt)."""
@@ -79,10 +85,12 @@ class RequestContext(_message.Message):
         accepted: _builtins.bool = ...,
         excluded_incarnations: _abc.Iterable[_builtins.int] | None = ...,
         turn_index: _builtins.int = ...,
+        isolate_until_index: _builtins.int = ...,
+        budget_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "arrived_unix_ms", b"arrived_unix_ms", "attempt_number", b"attempt_number", "crashes", b"crashes", "estimate", b"estimate", "excluded_incarnations", b"excluded_incarnations", "from_index", b"from_index", "predicted_e2e_ms", b"predicted_e2e_ms", "spec", b"spec", "tenant", b"tenant", "turn_index", b"turn_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "arrived_unix_ms", b"arrived_unix_ms", "attempt_number", b"attempt_number", "budget_ms", b"budget_ms", "crashes", b"crashes", "estimate", b"estimate", "excluded_incarnations", b"excluded_incarnations", "from_index", b"from_index", "isolate_until_index", b"isolate_until_index", "predicted_e2e_ms", b"predicted_e2e_ms", "spec", b"spec", "tenant", b"tenant", "turn_index", b"turn_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,53 @@
+"""One engine of the fleet, over all its incarnations."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.common.v1 import engine_pb2
+from paceline.scheduler.v1 import scheduler_pb2
+from paceline_router.attempt import Attempt
+
+if TYPE_CHECKING:
+    from paceline_router.scheduler_link import SchedulerLink
+
+
+@dataclass(slots=True)
+class Pending:
+    """One placement that the engine's load report cannot know yet. `seen`: the engine has answered for it."""
+
+    prefill_tokens: float
+    output_tokens: float
+    seen: bool = False
+
+
+class Engine:
+    """What the router knows of an engine.
+
+    `up`: its scheduler's session is open and names an incarnation. `draining`: taken out of placement by an
+    operator; `scheduler_draining`: by its scheduler. `attempts` are the router's own on the present
+    incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`). `row` is its
+    place in the fleet's arrays.
+    """
+
+    def __init__(self, engine_id: str, row: int, link: "SchedulerLink") -> None:
+        self.engine_id = engine_id
+        self.row = row
+        self.link = link
+        self.incarnation = 0
+        self.started_unix_ms = 0
+        self.capabilities = engine_pb2.EngineCapabilities()
+        self.executor_endpoint = ""
+        self.up = False
+        self.draining = False
+        self.scheduler_draining = False
+        self.load = scheduler_pb2.Load()
+        self.load_at_ms = 0.0
+        self.attempts: dict[int, Attempt] = {}
+        self.in_flight: dict[int, Pending] = {}
+        self.lost_attempts = 0
+        self.isolated: Attempt | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model it serves; empty until it was up once."""
+        return self.capabilities.model

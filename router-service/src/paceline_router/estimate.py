@@ -1,0 +1,47 @@
+"""A length estimate with what the router reads from it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from paceline.common.v1 import estimate_pb2
+from paceline_core import lengths
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The distribution as it travels (`message`), and its CDF as policies read it."""
+
+    message: estimate_pb2.LengthEstimate
+    p50: float
+    p90: float
+
+    @classmethod
+    def of(cls, message: estimate_pb2.LengthEstimate, max_tokens: int) -> "Estimate":
+        """Raises ValueError when the bins are not a distribution."""
+        cdf = lengths.cdf_from_probabilities(np.array(message.probabilities, dtype=np.float64))
+        limit, none = np.array([float(max_tokens)]), np.zeros(1)
+        return cls(
+            message,
+            float(lengths.quantile(cdf, 0.5, none, limit)[0]),
+            float(lengths.quantile(cdf, 0.9, none, limit)[0]),
+        )
+
+    @property
+    def source(self) -> str:
+        """Who made it: "fallback" when the predictor is down."""
+        return self.message.source
+
+    @property
+    def cdf(self) -> lengths.FloatArray:
+        """CDF at the bin edges, float64[K]. Computed anew: a live request keeps the small message only."""
+        cdf: lengths.FloatArray = lengths.cdf_from_probabilities(
+            np.array(self.message.probabilities, dtype=np.float64)
+        )[0]
+        return cdf
+
+    @cached_property
+    def median_tokens(self) -> int:
+        """P50, whole tokens."""
+        return round(self.p50)

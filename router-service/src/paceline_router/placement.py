@@ -1,0 +1,81 @@
+"""Asks the placement policy about live requests, and remembers why it answered what it did."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paceline_core import lengths
+from paceline_core.placement.policy import Placement
+from paceline_core.placement.registry import make_policy
+from paceline_core.placement.view import RequestView
+from paceline_router.attempt import Explained
+from paceline_router.clock import Clock
+from paceline_router.engine import Engine
+from paceline_router.fleet import Fleet
+from paceline_router.request import LiveRequest
+from paceline_runtime.telemetry.metrics import Instruments
+from paceline_runtime.telemetry.names import PLACE_DURATION, PLACEMENTS
+
+_UNKNOWN_LENGTH = lengths.cdf_from_probabilities(np.full(lengths.K, 1.0 / lengths.K))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The engine to go to, None when there is none, why, and the output tokens expected in all."""
+
+    engine: Engine | None
+    placement: Placement
+    explained: Explained
+    mean_tokens: float
+
+
+class Placer:
+    """One placement policy over one fleet."""
+
+    def __init__(
+        self, fleet: Fleet, policy: str, params: Mapping[str, Any], instruments: Instruments, clock: Clock
+    ) -> None:
+        """Raises ValueError on an unknown policy or parameter."""
+        self._fleet = fleet
+        self._policy = make_policy(policy, params)
+        self._instruments = instruments
+        self._clock = clock
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy."""
+        return self._policy.name
+
+    def place(self, request: LiveRequest) -> Placed:
+        """The engine for the next attempt of a request."""
+        return self.decide(self.view_of(request))
+
+    def decide(self, view: RequestView) -> Placed:
+        """The engine for a request in numbers."""
+        started = time.perf_counter()
+        now_ms = self._clock.now_ms()
+        fleet = self._fleet.view(now_ms)
+        placement = self._policy.place(view, fleet, now_ms)
+        engine = self._fleet.at(placement.engine) if placement.found else None
+        explained = Explained.of(self.policy, placement, fleet.engine_ids)
+        self._instruments.record(PLACE_DURATION, time.perf_counter() - started, policy=self.policy)
+        if engine is not None:
+            self._instruments.add(PLACEMENTS, policy=self.policy, engine=engine.engine_id)
+        return Placed(engine, placement, explained, view.mean_tokens)
+
+    def view_of(self, request: LiveRequest) -> RequestView:
+        """A live request in numbers. The engine that is to lose it is left out as a whole while it drains."""
+        return RequestView(
+            model=request.spec.model,
+            prompt_tokens=request.prompt_tokens,
+            max_tokens=request.max_tokens,
+            length_cdf=_UNKNOWN_LENGTH if request.estimate is None else request.estimate.cdf,
+            slo=request.slo,
+            elapsed_ms=self._clock.now_ms() - request.arrival.ms,
+            replayed_tokens=request.output.count,
+            excluded=request.excluded,
+            tenant=request.tenant,
+        )

@@ -1,0 +1,53 @@
+"""What happens because time passes: waits end, graces end, retained requests go."""
+
+import asyncio
+import logging
+
+from paceline_router.clock import Clock
+from paceline_router.dispatch import Dispatcher
+from paceline_router.fleet_control import FleetControl
+from paceline_router.ledger import Ledger
+from paceline_router.lifecycle import Lifecycle
+from paceline_router.readers import Readers
+from paceline_router.tasks import TaskBook
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 0.05
+
+
+class Sweeper:
+    """Looks at everything that has a time limit, twenty times a second. Each part keeps its own short list."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        lifecycle: Lifecycle,
+        readers: Readers,
+        tasks: TaskBook,
+        fleet_control: FleetControl,
+        clock: Clock,
+    ) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._lifecycle = lifecycle
+        self._readers = readers
+        self._tasks = tasks
+        self._fleet_control = fleet_control
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """One look."""
+        for request in self._dispatcher.take_expired():
+            self._lifecycle.expire(request)
+        self._readers.expire()
+        self._fleet_control.sweep()
+        self._tasks.expire()
+        self._ledger.expire(self._clock.now_ms())

@@ -1,0 +1,190 @@
+"""Tasks: jobs of several calls under one deadline."""
+
+import json
+import logging
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from paceline_core.slo import SloClass
+from paceline_router.clock import Clock
+from paceline_router.durability import Durability
+from paceline_router.request import LiveRequest
+from paceline_runtime.errors import PacelineError, Reason, invalid
+from paceline_store.rows import TaskCallRow, TaskRow
+
+log = logging.getLogger(__name__)
+
+_MAX_ENDED: Final = 10_000
+"""Ended tasks whose result is kept for an EndTask that comes late."""
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """An open task. Times are the router's monotonic milliseconds; `e2e_ms` counts from `began_ms`."""
+
+    task_id: str
+    tenant: str
+    app: str
+    e2e_ms: float
+    began_ms: float
+    began_unix_ms: int
+    active_ms: float
+    calls: int = 0
+    missed: bool = False
+    last_end_ms: float = 0.0
+    ending: bool = False
+    live: set[LiveRequest] = field(default_factory=set)
+
+    @property
+    def deadline_ms(self) -> float:
+        """When the task is due, on the monotonic clock."""
+        return self.began_ms + self.e2e_ms
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """How a task went. `elapsed_ms`: from its begin to the end of its last call."""
+
+    attained: bool
+    calls: int
+    elapsed_ms: float
+
+
+class TaskBook:
+    """Open tasks. A task that is never ended ends by itself when idle."""
+
+    def __init__(
+        self,
+        durability: Durability,
+        router_id: str,
+        clock: Clock,
+        *,
+        default_e2e_ms: float,
+        idle_ttl_s: float,
+        max_tasks: int,
+    ) -> None:
+        self._durability = durability
+        self._router_id = router_id
+        self._clock = clock
+        self._default_e2e_ms = default_e2e_ms
+        self._idle_ttl_ms = idle_ttl_s * 1000
+        self._max_tasks = max_tasks
+        self._open: dict[str, Task] = {}
+        self._ended: OrderedDict[str, tuple[Task, TaskEnd]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, task_id: str, e2e_ms: float, app: str, tenant: str) -> Task:
+        """Begin a task now; its budget is the default when 0. Raises DUPLICATE_REQUEST, INVALID_SLO,
+        QUEUE_FULL."""
+        task_id = task_id or uuid.uuid4().hex
+        if task_id in self._open:
+            raise PacelineError(Reason.DUPLICATE_REQUEST, f"task {task_id!r} is open already")
+        if not 0 <= e2e_ms < float("inf"):
+            raise invalid(
+                f"e2e_ms must be 0 or more, got {e2e_ms:g}", field="e2e_ms", reason=Reason.INVALID_SLO
+            )
+        if len(self._open) >= self._max_tasks:
+            raise PacelineError(Reason.QUEUE_FULL, f"{len(self._open)} tasks are open, which is the limit")
+        now_ms = self._clock.now_ms()
+        task = Task(
+            task_id,
+            tenant,
+            app,
+            e2e_ms or self._default_e2e_ms,
+            now_ms,
+            self._clock.unix_ms(),
+            active_ms=now_ms,
+        )
+        self._open[task_id] = task
+        self._write(task, None)
+        return task
+
+    def join(self, request: LiveRequest, declared_e2e_ms: float) -> Task:
+        """A call of a task arrived; the first one of an unknown task begins it. Raises PERMISSION_DENIED."""
+        task = self._open.get(request.task_id)
+        if task is None:
+            task = self.begin(request.task_id, declared_e2e_ms, request.spec.app, request.tenant)
+        elif task.tenant != request.tenant:
+            raise PacelineError(
+                Reason.PERMISSION_DENIED, f"task {request.task_id!r} belongs to another tenant"
+            )
+        task.live.add(request)
+        task.calls += 1
+        task.active_ms = self._clock.now_ms()
+        declared = request.spec.slo.task
+        self._durability.put(
+            TaskCallRow(
+                task.task_id,
+                request.request_id,
+                task.calls - 1,
+                json.dumps(list(declared.parent_request_ids)),
+            )
+        )
+        return task
+
+    def call_ended(self, request: LiveRequest, *, attained: bool) -> None:
+        """A call of a task ended; the last one may end the task with it."""
+        if request.slo.slo_class is not SloClass.TASK:
+            return
+        task = self._open.get(request.task_id)
+        if task is None or request not in task.live:
+            return
+        task.live.discard(request)
+        task.active_ms = task.last_end_ms = self._clock.now_ms()
+        task.missed |= not attained
+        if request.slo.task_final:
+            task.ending = True
+        if task.ending and not task.live:
+            self._end(task)
+
+    def end(self, task_id: str, tenant: str) -> tuple[Task, TaskEnd]:
+        """End a task now, or read how it ended. Live calls count as missed. Raises NOT_FOUND,
+        PERMISSION_DENIED."""
+        task = self._open.get(task_id)
+        ended = self._ended.get(task_id)
+        if task is None and ended is not None:
+            task = ended[0]
+        if task is None:
+            raise PacelineError(
+                Reason.NOT_FOUND, f"no task {task_id!r}: it was never begun, or ended long ago"
+            )
+        if tenant and task.tenant != tenant:
+            raise PacelineError(Reason.PERMISSION_DENIED, f"task {task_id!r} belongs to another tenant")
+        return ended if ended is not None and task is ended[0] else (task, self._end(task))
+
+    def expire(self) -> None:
+        """End tasks that were idle for too long."""
+        oldest_ms = self._clock.now_ms() - self._idle_ttl_ms
+        for task in [t for t in self._open.values() if not t.live and t.active_ms < oldest_ms]:
+            log.info("a task ended by itself: idle", extra={"task_id": task.task_id, "calls": task.calls})
+            self._end(task)
+
+    def _end(self, task: Task) -> TaskEnd:
+        del self._open[task.task_id]
+        elapsed_ms = max(task.last_end_ms - task.began_ms, 0.0)
+        attained = bool(task.calls) and not task.live and not task.missed and elapsed_ms <= task.e2e_ms
+        self._write(task, attained)
+        end = TaskEnd(attained, task.calls, elapsed_ms)
+        self._ended[task.task_id] = (task, end)
+        if len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
+        return end
+
+    def _write(self, task: Task, attained: bool | None) -> None:
+        self._durability.put(
+            TaskRow(
+                task.task_id,
+                task.app,
+                task.tenant,
+                task.e2e_ms,
+                task.began_unix_ms,
+                ended_unix_ms=None if attained is None else self._clock.unix_ms(),
+                attained=attained,
+                calls=task.calls,
+                router_id=self._router_id,
+            )
+        )
