@@ -15,8 +15,9 @@ from paceline_runtime.interceptor import ServicerContext
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import OBSERVATIONS, PREDICTION_DURATION, PREDICTIONS
 
+_ESTIMATES_A_TURN = 128
 _OUTCOMES_A_TURN = 32
-"""Learning one takes some 0.1 ms: other calls get their turn in between."""
+"""An estimate takes some 0.02 ms, learning an outcome 0.2 ms: other calls get their turn in between."""
 
 
 class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
@@ -37,7 +38,11 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         began = time.perf_counter()
         asked = wire.questions(request)
         answers = await self._batcher.predict(asked)
-        response = wire.estimates(asked, answers, self._model.version)
+        response = predictor_pb2.PredictLengthResponse()
+        for number, estimate in enumerate(wire.estimates(asked, answers, self._model.version), start=1):
+            response.estimates.append(estimate)
+            if number % _ESTIMATES_A_TURN == 0:
+                await asyncio.sleep(0)
         for source, count in Counter(answers.sources).items():
             self._instruments.add(PREDICTIONS, count, source=source)
         self._instruments.record(PREDICTION_DURATION, time.perf_counter() - began)

@@ -1,7 +1,7 @@
 """Messages to values and back, and what is not accepted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -63,27 +63,21 @@ def question(query: predictor_pb2.LengthQuery, field: str) -> LengthQuestion:
 
 def estimates(
     asked: Sequence[LengthQuestion], answers: LengthAnswers, version: str
-) -> predictor_pb2.PredictLengthResponse:
+) -> Iterator[estimate_pb2.LengthEstimate]:
     """The answers, conditioned on what is out and clipped at max_tokens."""
-    response = predictor_pb2.PredictLengthResponse()
-    if not asked:
-        return response
     generated = np.array([question.generated_tokens for question in asked], dtype=np.float64)
     limits = np.array([question.max_tokens or OPEN_EDGE for question in asked], dtype=np.float64)
     rows = conditioned(answers.probabilities, generated, limits)
     for question, row, source, coverage in zip(
         asked, rows, answers.sources, answers.coverage_p90, strict=True
     ):
-        response.estimates.append(
-            estimate_pb2.LengthEstimate(
-                probabilities=row.tolist(),
-                model_version=version,
-                source=source,
-                coverage_p90=coverage,
-                generated_tokens=question.generated_tokens,
-            )
+        yield estimate_pb2.LengthEstimate(
+            probabilities=row.tolist(),
+            model_version=version,
+            source=source,
+            coverage_p90=coverage,
+            generated_tokens=question.generated_tokens,
         )
-    return response
 
 
 def outcome(message: predictor_pb2.LengthOutcome) -> Outcome | None:
