@@ -25,7 +25,7 @@ from paceline_executor.llamacpp.tiny import write_tiny_model
 
 CONTEXT_TOKENS = 512
 CHUNK_TOKENS = 64
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Driver:
@@ -42,7 +42,9 @@ class Driver:
         self.order: list[Event] = []
         self._plan_id = 0
 
-    def plan(self, *keys: int, limits: tuple[int, ...] = (), evict: tuple[int, ...] = (), **rest: int) -> None:
+    def plan(
+        self, *keys: int, limits: tuple[int, ...] = (), evict: tuple[int, ...] = (), **rest: int
+    ) -> None:
         self._plan_id += 1
         self.engine.set_plan(Plan(self._plan_id, keys, limits, evict, **rest))
 
@@ -64,7 +66,10 @@ class Driver:
     def _take(self, columns: TokenColumns, *, first_time: bool) -> None:
         token = text = 0
         for key, first, count in zip(
-            columns.attempt_keys.tolist(), columns.first_indices.tolist(), columns.counts.tolist(), strict=True
+            columns.attempt_keys.tolist(),
+            columns.first_indices.tolist(),
+            columns.counts.tolist(),
+            strict=True,
         ):
             ids = self.ids.setdefault(key, {})
             pieces = self.pieces.setdefault(key, {})
@@ -86,7 +91,9 @@ class Driver:
         deadline = time.monotonic() + PATIENCE_S
         self.pump()
         while not done():
-            assert time.monotonic() < deadline, f"not in time: {self.engine.live_table()} {self.engine.counters}"
+            assert time.monotonic() < deadline, (
+                f"not in time: {self.engine.live_table()} {self.engine.counters}"
+            )
             self.engine.events.wait(0.2)
             self.pump()
 

@@ -16,7 +16,6 @@ def run(prompt):
     while not any(row.ended for row in engine.live_table()):
         engine.events.wait(1.0)
         engine.events.drain()
-    engine.cancel(1)
     engine.release(1)
 
 marker = sys.argv[2] or None
@@ -31,7 +30,11 @@ engine.close()
 
 def run(model, marker: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(model), marker], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", SCRIPT, str(model), marker],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

@@ -179,7 +179,9 @@ def test_a_wanted_attempt_takes_the_slot_of_an_unlisted_one_and_says_so(start, p
     driver.plan(3, 2, limits=(5, 6))
     driver.until_count(3, 5)
     deviations = [deviation for report in driver.reports for deviation in report.deviations]
-    assert [(deviation.attempt_key, deviation.reason) for deviation in deviations] == [(1, DeviationReason.NO_SLOT)]
+    assert [(deviation.attempt_key, deviation.reason) for deviation in deviations] == [
+        (1, DeviationReason.NO_SLOT)
+    ]
     assert row_of(driver, 1).state is AttemptState.EVICTED
 
 
@@ -284,7 +286,9 @@ def test_an_end_among_the_forced_ids_ends_the_attempt(start, prompts) -> None:
     driver = start()
     sampling = Sampling(stop_token_ids=(7,))
     driver.engine.add(
-        AttemptSpec(1, "r", 50, prompt_ids=prompts[1], forced_ids=np.array([5, 7, 9], np.int32), sampling=sampling)
+        AttemptSpec(
+            1, "r", 50, prompt_ids=prompts[1], forced_ids=np.array([5, 7, 9], np.int32), sampling=sampling
+        )
     )
     driver.until_ended(1)
     assert (driver.ended[1].reason, driver.ended[1].output_tokens) == (EndReason.STOP, 2)
@@ -339,13 +343,18 @@ class TestTickets:
         assert (state.positions, state.prompt_tokens) == (209, 200)
         assert state.token_ids.tolist() == prompts[9].tolist() + driver.output(1)[:9]
         assert abs(len(state.data) / ticket.size_bytes - 1) < 0.2
-        assert self.refusal(driver.engine.export_state, ticket.token, self.requirements(driver)) == "TICKET_INVALID"
+        assert (
+            self.refusal(driver.engine.export_state, ticket.token, self.requirements(driver))
+            == "TICKET_INVALID"
+        )
 
     def test_guessed_and_expired_tickets_are_refused(self, start, prompts) -> None:
         driver = self.running(start, prompts, ticket_ttl_s=0.0)
         ticket = driver.engine.issue_ticket(1)
         for token in (ticket.token, "guess", ""):
-            assert self.refusal(driver.engine.export_state, token, self.requirements(driver)) == "TICKET_INVALID"
+            assert (
+                self.refusal(driver.engine.export_state, token, self.requirements(driver)) == "TICKET_INVALID"
+            )
 
     def test_tickets_are_bounded(self, start, prompts) -> None:
         driver = self.running(start, prompts, max_tickets=2)
@@ -363,7 +372,8 @@ class TestTickets:
         assert self.refusal(driver.engine.export_state, ticket.token, self.requirements(driver)) == "NO_STATE"
 
     @pytest.mark.parametrize(
-        "change", [{"build": "other"}, {"model_hash": "other"}, {"kv_type": "q8_0"}, {"max_context_tokens": 64}]
+        "change",
+        [{"build": "other"}, {"model_hash": "other"}, {"kv_type": "q8_0"}, {"max_context_tokens": 64}],
     )
     def test_unequal_engines_get_nothing(self, start, prompts, change) -> None:
         driver = self.running(start, prompts)

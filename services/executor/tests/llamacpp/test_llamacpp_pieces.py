@@ -271,8 +271,25 @@ def test_a_broken_model_file_is_refused(tmp_path) -> None:
 def test_bytes_that_are_no_state_are_refused(data) -> None:
     with pytest.raises(EngineError, match="STATE_CORRUPT"):
         SequenceState.unpack(data)
-    good = SequenceState("b", "h", "f16", 64, 2, 2, np.arange(3, dtype=np.int32), np.arange(9, dtype=np.uint8))
+    good = SequenceState(
+        "b", "h", "f16", 64, 2, 2, np.arange(3, dtype=np.int32), np.arange(9, dtype=np.uint8)
+    )
     assert np.array_equal(SequenceState.unpack(good.pack()).ids, good.ids)
     assert np.array_equal(SequenceState.unpack(good.pack()).kv, good.kv)
     with pytest.raises(EngineError, match="STATE_CORRUPT"):
         SequenceState.unpack(b"PLKV\x01\xff\xff\xff\xff" + data)
+
+
+@given(
+    st.lists(st.sampled_from([-9.0, -1.0, 0.0, 0.5, 0.5001, 2.0, 7.0, -80.0]), min_size=1, max_size=400),
+    st.floats(0.01, 0.999),
+    st.integers(0, 1000),
+)
+def test_a_draw_stays_in_the_nucleus_that_sorting_would_give(logits, top_p, index) -> None:
+    scaled = np.array(logits, np.float32)
+    weights = np.exp(scaled - scaled.max()).astype(np.float64)
+    order = np.argsort(-scaled, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    # Rounding may put one more or one less equal weight at the border, so the nucleus is taken a hair wider.
+    nucleus = order[: int(np.searchsorted(cumulative, (top_p + 1e-6) * cumulative[-1])) + 1]
+    assert draw(logits, Sampling(temperature=1.0, top_p=top_p, seed=9), index) in nucleus

@@ -114,7 +114,9 @@ class Attempt:
             return False
         if not self.awaiting:
             return True
-        return self.next_end(chunk_tokens) < self.known_tokens and not (self.was_resident and self.slot is None)
+        return self.next_end(chunk_tokens) < self.known_tokens and not (
+            self.was_resident and self.slot is None
+        )
 
     def append(self, token: int) -> AttemptEnded | None:
         """Take the next output token, forced or drawn; returns (and sets) `ended` when it is the last."""

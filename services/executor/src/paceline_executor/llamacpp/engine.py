@@ -521,7 +521,9 @@ class LlamaCppEngine:
 
     def _kv_use(self) -> KvUse:
         residency = self._residency
-        return KvUse(residency.used_tokens, self._prefixes.tokens, len(residency.residents), self._live_count())
+        return KvUse(
+            residency.used_tokens, self._prefixes.tokens, len(residency.residents), self._live_count()
+        )
 
     def _victim(self) -> Attempt:
         """Who loses its KV when an attempt ahead of it needs a slot: unlisted ones first, then the least wanted."""

@@ -15,7 +15,9 @@ from paceline_executor.contract import Ids, Sampling
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_FIRST_CANDIDATES = 512
+_BLOCK = 64
+_CLASSES = 1024
+_CLASSES_PER_NAT = np.float32(32.0)
 
 
 @dataclass(frozen=True)
@@ -71,37 +73,65 @@ def _sample_one(logits: NDArray[np.float32], row: SampleRow) -> int:
     if sampling.temperature <= 0.0:
         return int(logits.argmax())
     scaled = logits * np.float32(1.0 / sampling.temperature)
-    ordered, weights = _candidates(scaled, sampling)
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    drawn = np.searchsorted(cumulative, uniform(sampling.seed, row.index) * cumulative[-1], side="right")
-    return int(ordered[min(int(drawn), len(ordered) - 1)])
+    candidates, weights = _candidates(scaled, sampling)
+    drawn = _pick(weights, uniform(sampling.seed, row.index))
+    return drawn if candidates is None else int(candidates[drawn])
+
+
+def _pick(weights: NDArray[np.float32], number: float) -> int:
+    """Position drawn in proportion to `weights` by a number in [0, 1); blocks first, for a vocabulary's length."""
+    whole = len(weights) - len(weights) % _BLOCK
+    sums = np.append(weights[:whole].reshape(-1, _BLOCK).sum(axis=1), weights[whole:].sum())
+    cumulative = np.cumsum(sums, dtype=np.float64)
+    target = number * cumulative[-1]
+    block = min(int(np.searchsorted(cumulative, target, side="right")), len(sums) - 1)
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    before = cumulative[block - 1] if block else 0.0
+    place = int(np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side="right"))
+    # Rounding may leave the target past the block's end, or on a tail of zero weights.
+    return block * _BLOCK + min(place, int(np.flatnonzero(inside)[-1]) if inside.any() else 0)
 
 
 def _candidates(
     scaled: NDArray[np.float32], sampling: Sampling
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids that may be drawn and their unnormalised weights; top-k first, then top-p over what is left."""
-    size = len(scaled)
-    weights = np.exp(scaled - scaled.max())
-    keep = min(sampling.top_k or size, size)
-    if keep == size and sampling.top_p >= 1.0:
-        return np.arange(size), weights
-    if keep < size:
-        ordered = _largest(scaled, keep)
-        weights = weights[ordered]
-        mass = float(weights.sum(dtype=np.float64))
-    else:
-        # Top-p alone: look at a few hundred of the largest first, since sorting a whole vocabulary takes milliseconds.
-        mass = float(weights.sum(dtype=np.float64))
-        ordered = _largest(scaled, min(_FIRST_CANDIDATES, size))
-        if float(weights[ordered].sum(dtype=np.float64)) < sampling.top_p * mass:
-            ordered = _largest(scaled, size)
-        weights = weights[ordered]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+    """Ids that may be drawn (None: all) and their unnormalised weights; top-k first, then top-p over what is left."""
+    ids: NDArray[np.int64] | None = None
+    if 0 < sampling.top_k < len(scaled):
+        ids = _largest(scaled, sampling.top_k)
+        scaled = scaled[ids]
+    below = scaled - scaled.max()
+    weights = np.exp(below)
     if sampling.top_p < 1.0:
-        cumulative = np.cumsum(weights, dtype=np.float64)
-        count = int(np.searchsorted(cumulative, sampling.top_p * mass, side="left")) + 1
-        ordered, weights = ordered[:count], weights[:count]
-    return ordered, weights
+        kept = _nucleus(below, weights, sampling.top_p)
+        ids = kept if ids is None else ids[kept]
+        weights = weights[kept]
+    return ids, weights
+
+
+def _nucleus(below: NDArray[np.float32], weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Positions of the fewest largest weights that hold `top_p` of the sum; lower positions first among equals.
+
+    `below` are the logs of `weights`, the largest being 0. Sorting a whole vocabulary takes milliseconds, so only the
+    class of weights that the border falls into is sorted.
+    """
+    mass = float(weights.sum(dtype=np.float64))
+    # All weights below this together hold less than 1 - top_p: they are outside whatever the border is.
+    positions = np.flatnonzero(weights >= np.float32((1.0 - top_p) * mass / len(weights)))
+    weights = weights[positions]
+    depth = np.minimum(below[positions] * -_CLASSES_PER_NAT, _CLASSES - 1).astype(np.int32)
+    cumulative = np.cumsum(np.bincount(depth, weights=weights, minlength=_CLASSES))
+    wanted = top_p * mass
+    border = int(np.searchsorted(cumulative, wanted, side="left"))
+    inside = np.flatnonzero(depth < border)
+    edge = np.flatnonzero(depth == border)
+    edge = edge[np.argsort(-weights[edge], kind="stable")]
+    already = float(cumulative[border - 1]) if border else 0.0
+    count = (
+        int(np.searchsorted(already + np.cumsum(weights[edge], dtype=np.float64), wanted, side="left")) + 1
+    )
+    kept: NDArray[np.int64] = positions[np.concatenate([inside, edge[:count]])]
+    return kept
 
 
 def _largest(scaled: NDArray[np.float32], count: int) -> NDArray[np.int64]:
