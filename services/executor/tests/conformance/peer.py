@@ -44,7 +44,12 @@ class Peer:
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.aio.insecure_channel(
-            address, [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20)]
+            address,
+            [
+                ("grpc.use_local_subchannel_pool", 1),
+                # Little is buffered on the way, so that a peer that does not read is felt.
+                ("grpc.http2.bdp_probe", 0),
+            ],
         )
         self.stub = executor_pb2_grpc.ExecutorServiceStub(self.channel)
         self.attached = executor_pb2.Attached()

@@ -193,14 +193,14 @@ async def test_a_scheduler_that_does_not_read_pauses_the_engine(start: Start, co
     )
     peer = await connect(app, read=False)
     keys = range(1, 17)
-    await peer.send(adds=[new_attempt(key, f"prompt {key}", max_tokens=20_000) for key in keys])
+    await peer.send(adds=[new_attempt(key, f"prompt {key}", max_tokens=4_000) for key in keys])
     await peer.plan(*keys)
     async with asyncio.timeout(PATIENCE_S):
         while not app.counters["stall_pauses"]:
             await asyncio.to_thread(app.engine.events.wait, 0.02)
     paused_at = {row.spec.attempt_key: row.output_tokens for row in app.engine.live_table()}
-    assert max(paused_at.values()) < 20_000, "it stopped before the end"
+    assert max(paused_at.values()) < 4_000, "it stopped before the end"
     peer.read()
     await peer.until_ended(*keys)
     # Nothing was lost and nothing doubled: `Peer` checks the order of every token.
-    assert peer.counts() == dict.fromkeys(keys, 20_000)
+    assert peer.counts() == dict.fromkeys(keys, 4_000)
