@@ -143,6 +143,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         out: asyncio.Queue[router_pb2.SessionResponse],
         keep: Callable[[asyncio.Task[None]], None],
     ) -> None:
+        touched: list[FakeRequest] = []
         for submit in batch.submits:
             self.submits += 1
             if submit.spec.request_id in self.requests:
@@ -166,10 +167,12 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
         for cancel in batch.cancels:
             if cancel.stream_id in streams:
                 streams[cancel.stream_id].cancelled = True
+                touched.append(streams[cancel.stream_id])
         for stream_id, limit in zip(batch.credits.stream_ids, batch.credits.token_limits, strict=True):
             if stream_id in streams:
                 streams[stream_id].limit = limit
-        await self._tell(*streams.values())
+                touched.append(streams[stream_id])
+        await self._tell(*touched)
 
     async def _tell(self, *requests: FakeRequest) -> None:
         for request in requests:

@@ -172,7 +172,7 @@ async def test_client_that_stops_reading_is_cancelled_and_dropped(
     await empty(gateway)
     # The connection ends too, though the client never read what was buffered for it.
     async with asyncio.timeout(PATIENCE_S):
-        while gateway.connections:
+        while gateway.connections:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     writer.close()
 
