@@ -192,7 +192,7 @@ class Adoption:
         request.attempts.append(attempt)
         request.attempt = attempt
         self._ledger.attempts[attempt.key] = attempt
-        engine.attempts[attempt.key] = attempt
+        self._fleet.holds(engine, attempt)
         if request.state is State.ACCEPTED:
             request.move_to(State.PLACED)
         if context.accepted and request.accepted is None:

@@ -115,10 +115,9 @@ class Dispatcher:
         if placed.placement.predicted_ms > 0:
             request.predicted_e2e_ms = now_ms - request.arrival.ms + placed.placement.predicted_ms
         self._ledger.attempts[attempt.key] = attempt
-        engine.attempts[attempt.key] = attempt
         prefill = request.prompt_tokens + request.output.count
         remaining = max(placed.mean_tokens - request.output.count, 1.0)
-        self._fleet.placed(engine, attempt.key, prefill, remaining)
+        self._fleet.placed(engine, attempt, prefill, remaining)
         request.move_to(State.PLACED)
         request.note(now_ms, "placed", f"{engine.engine_id}: {why}, {placed.explained.reason}")
         self._durability.attempt(attempt)

@@ -1,5 +1,6 @@
 """One engine of the fleet, over all its incarnations."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ class Engine:
 
     `up`: its scheduler's session is open and names an incarnation. `draining`: taken out of placement by an
     operator; `scheduler_draining`: by its scheduler. `attempts` are the router's own on the present
-    incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`). `row` is its
-    place in the fleet's arrays.
+    incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`); `idle` is set
+    while there are no attempts. `row` is its place in the fleet's arrays.
     """
 
     def __init__(self, engine_id: str, row: int, link: "SchedulerLink") -> None:
@@ -45,7 +46,8 @@ class Engine:
         self.attempts: dict[int, Attempt] = {}
         self.in_flight: dict[int, Pending] = {}
         self.lost_attempts = 0
-        self.isolated: Attempt | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     @property
     def model(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from paceline.common.v1 import engine_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.placement.view import FleetView, Floats, StepCosts
+from paceline_router.attempt import Attempt
 from paceline_router.engine import Engine, Pending
 
 if TYPE_CHECKING:
@@ -146,10 +147,16 @@ class Fleet:
         self._sum_in_flight(engine)
         self.refresh(engine)
 
-    def placed(self, engine: Engine, key: int, prefill_tokens: float, output_tokens: float) -> None:
-        """An attempt was sent there that no report knows yet."""
-        engine.in_flight[key] = Pending(prefill_tokens, output_tokens)
+    def placed(self, engine: Engine, attempt: Attempt, prefill_tokens: float, output_tokens: float) -> None:
+        """An attempt is sent there that no report knows yet."""
+        self.holds(engine, attempt)
+        engine.in_flight[attempt.key] = Pending(prefill_tokens, output_tokens)
         self._sum_in_flight(engine)
+
+    def holds(self, engine: Engine, attempt: Attempt) -> None:
+        """The attempt lives there."""
+        engine.attempts[attempt.key] = attempt
+        engine.idle.clear()
 
     def seen(self, engine: Engine, key: int) -> None:
         """The engine answered for the attempt: the next report covers it."""
@@ -160,6 +167,8 @@ class Fleet:
     def gone(self, engine: Engine, key: int) -> None:
         """The attempt is over."""
         engine.attempts.pop(key, None)
+        if not engine.attempts:
+            engine.idle.set()
         if engine.in_flight.pop(key, None) is not None:
             self._sum_in_flight(engine)
 

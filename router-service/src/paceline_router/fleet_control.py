@@ -18,7 +18,6 @@ from paceline_runtime.errors import PacelineError, Reason, invalid
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.02
 _FORGET_ANNOUNCED_S = 300.0
 
 
@@ -157,13 +156,19 @@ class FleetControl:
         return router_pb2.DrainEngineResponse(state=state, live=len(engine.attempts))
 
     async def _empty(self, engine: Engine, timeout_ms: float) -> None:
-        until_ms = self._clock.now_ms() + timeout_ms
-        while engine.attempts and engine.draining and self._clock.now_ms() < until_ms:
-            await asyncio.sleep(_POLL_S)
-        if not engine.draining:
+        """Wait for the engine's requests; those still there at the end go elsewhere, unless it was taken back
+        in."""
+        if await _idle(engine, timeout_ms / 1000) or not engine.draining:
             return
         for attempt in list(engine.attempts.values()):
             self._lifecycle.displace(attempt)
-        until_ms = self._clock.now_ms() + self._config.cancel_timeout_s * 1000
-        while engine.attempts and self._clock.now_ms() < until_ms:
-            await asyncio.sleep(_POLL_S)
+        await _idle(engine, self._config.cancel_timeout_s)
+
+
+async def _idle(engine: Engine, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await engine.idle.wait()
+    except TimeoutError:
+        return False
+    return True
