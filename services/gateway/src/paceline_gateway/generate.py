@@ -17,7 +17,7 @@ from paceline_gateway.config import GatewayConfig
 from paceline_gateway.exchange import Exchange, ExchangeLimits
 from paceline_gateway.openai_errors import error_response
 from paceline_gateway.replies import ChatReply, CompletionReply, ReplyForm, ReplyHead
-from paceline_gateway.request_headers import RequestHeaders, read_headers
+from paceline_gateway.request_headers import REQUEST_ID, RequestHeaders, read_headers
 from paceline_gateway.router_session import RouterSession
 from paceline_gateway.schema import GenerationParams, parse
 from paceline_gateway.slo_declaration import declared_slo
@@ -192,4 +192,6 @@ class GenerateApp:
         """Name the field at fault where the router spoke of it in its own words."""
         if error.reason is Reason.CONTEXT_LENGTH_EXCEEDED:
             error.metadata.setdefault("field", self._endpoint.prompt_field)
+        elif error.reason is Reason.DUPLICATE_REQUEST:
+            error.metadata.setdefault("field", REQUEST_ID)
         return error
