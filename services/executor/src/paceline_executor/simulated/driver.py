@@ -1,6 +1,7 @@
 """Wakes many simulated engines at their step boundaries, from one event loop and without a thread each."""
 
 import asyncio
+import heapq
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -54,16 +55,12 @@ class ManualDriver:
     def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
         """Call when the time is turned past it."""
         self._count += 1
-        self._timers.append((max(due_s, self._now_s), self._count, callback))
+        heapq.heappush(self._timers, (max(due_s, self._now_s), self._count, callback))
 
     def advance(self, by_s: float) -> None:
         """Turn the time on, calling what falls due in order."""
         end_s = self._now_s + by_s
-        while self._timers:
-            due = min(self._timers, key=lambda timer: timer[:2])
-            if due[0] > end_s:
-                break
-            self._timers.remove(due)
-            self._now_s = due[0]
-            due[2]()
+        while self._timers and self._timers[0][0] <= end_s:
+            self._now_s, _, callback = heapq.heappop(self._timers)
+            callback()
         self._now_s = end_s
