@@ -24,15 +24,17 @@ def test_openai_client(stack: StackProcess) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     answer = client.chat.completions.create(
         model=model.id,
-        messages=messages,
+        messages=messages,  # type: ignore[arg-type]
         max_tokens=12,
-        temperature=0,  # type: ignore[arg-type]
+        temperature=0,
+        extra_body={"ignore_eos": True},
     )
     stream = client.chat.completions.create(
         model=model.id,
         messages=messages,  # type: ignore[arg-type]
         max_tokens=12,
         temperature=0,
+        extra_body={"ignore_eos": True},
         stream=True,
         stream_options={"include_usage": True},
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from line_client import Generation, generate, greedy
+from stack_process import StackProcess
+
 from paceline_executor.contract import AttemptEnded, AttemptSpec, Plan, Sampling, StepReport
 from paceline_executor.llamacpp import LlamaCppConfig, LlamaCppEngine
 from paceline_executor.llamacpp.model_fetch import fetch_model
 from paceline_executor.llamacpp.tiny import write_tiny_model
-from stack_process import StackProcess
 
 PATIENCE_S = 120.0
 
