@@ -61,16 +61,16 @@ async def test_processes_that_open_at_once_all_succeed(backend: Backend) -> None
             stderr=asyncio.subprocess.PIPE,
             env=dict(os.environ),
         )
-        for i in range(3)
+        for i in range(2)
     ]
     async with asyncio.timeout(60):
         for opener in openers:
             assert opener.stdout is not None
             assert await opener.stdout.readline() == b"ready\n"
         ended = await asyncio.gather(*(opener.communicate(b"go\n") for opener in openers))
-    assert [opener.returncode for opener in openers] == [0, 0, 0], ended
+    assert [opener.returncode for opener in openers] == [0, 0], ended
     store = await Store.open(backend.url)
-    assert [await store.load_state(f"process-{i}") for i in range(3)] == [b"here"] * 3
+    assert [await store.load_state(f"process-{i}") for i in range(2)] == [b"here"] * 2
     await store.close()
 
 

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline_runtime.telemetry.config import TelemetryConfig
+from paceline_runtime.telemetry.setup import Telemetry
 from paceline_store import (
     AttemptRow,
     CheckpointRow,
@@ -189,6 +191,19 @@ async def test_close_gives_up_in_time_and_counts_what_is_lost(store: Store, back
     assert writer.stats.dropped_at_close == 2
     assert writer.buffered_bytes == 0
     await backend.come_back()
+
+
+async def test_metrics_tell_what_was_written_and_what_was_not(store: Store) -> None:
+    telemetry = Telemetry(TelemetryConfig(), "test", scrape=True)
+    async with WriteBehind(store, instruments=telemetry.instruments) as writer, asyncio.timeout(WAIT_S):
+        await writer.commit([REQUEST, token("r1", 0)])
+        with pytest.raises(StoreRejected):
+            await writer.commit(REFUSED)
+        text = telemetry.prometheus_text().decode()
+    assert 'paceline_store_writes_total{table="CheckpointRow"} 1.0' in text
+    assert 'paceline_store_dropped_total{reason="rejected"} 1.0' in text
+    assert "paceline_store_queue 0.0" in text or "paceline_store_queue_ratio 0.0" in text
+    telemetry.shutdown()
 
 
 async def test_a_malformed_checkpoint_is_refused_at_the_door(store: Store) -> None:

@@ -8,16 +8,19 @@ never the ones that are already in it. A caller of `commit` is told at once when
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from paceline_runtime.errors import PacelineError
+from paceline_runtime.telemetry.metrics import Instruments
 from paceline_store.buffer import RowBuffer
 from paceline_store.checkpoints import checked
 from paceline_store.errors import Fenced, StoreUnavailable
 from paceline_store.rows import CheckpointRow, Lease, Row
+from paceline_store.telemetry import WriteMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +68,11 @@ class WriteBehind:
         *,
         max_buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         flush_interval_ms: float = 20,
-        max_batch: int = 512,
+        max_batch: int = 256,
         close_timeout_s: float = 5.0,
         lease: Lease | None = None,
         on_change: Callable[[bool], None] | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
         self._store = store
         self._flush_interval_s = flush_interval_ms / 1000
@@ -78,6 +82,7 @@ class WriteBehind:
         self.on_change = on_change
         self.stats = WriteBehindStats()
         self._buffer = RowBuffer(max_buffer_bytes)
+        self._metrics = WriteMetrics(instruments, lambda: len(self._buffer))
         self._impatient = 0
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -162,6 +167,7 @@ class WriteBehind:
         dropped = self._buffer.drop_all(StoreUnavailable("closed before the rows could be written"))
         if dropped:
             self.stats.dropped_at_close += dropped
+            self._metrics.dropped(dropped, "closed")
             _log.error("writes dropped at close", extra={"rows": dropped})
 
     def _add(self, rows: Sequence[Row], future: asyncio.Future[None] | None) -> bool:
@@ -170,9 +176,11 @@ class WriteBehind:
                 checked(row)
         if self._fenced:
             self.stats.dropped_fenced += len(rows)
+            self._metrics.dropped(len(rows), "fenced")
             return False
         if self._closing or not self._buffer.add(rows, future):
             self.stats.dropped_full += len(rows)
+            self._metrics.dropped(len(rows), "full")
             return False
         self.stats.rows_put += len(rows)
         self._wake.set()
@@ -216,9 +224,11 @@ class WriteBehind:
     async def _write_group(self) -> None:
         """One group commit, or a probe when there is nothing to write."""
         rows = self._buffer.take_group(self._max_batch)
+        began = time.perf_counter()
         try:
             if rows:
                 await self._store.apply(rows, lease=self._lease)
+                self._metrics.written(rows, time.perf_counter() - began)
                 self.stats.commits += 1
                 self.stats.rows_written += len(rows)
                 self._buffer.group_written()
@@ -240,7 +250,9 @@ class WriteBehind:
         """The group holds a row that the database refuses: drop that one, keep the others."""
         for row in rows:
             try:
+                began = time.perf_counter()
                 await self._store.apply([row], lease=self._lease)
+                self._metrics.written([row], time.perf_counter() - began)
                 self.stats.rows_written += 1
                 self._buffer.row_written()
             except StoreUnavailable as error:
@@ -251,6 +263,7 @@ class WriteBehind:
                 return
             except PacelineError as error:
                 self.stats.dropped_rejected += 1
+                self._metrics.dropped(1, "rejected")
                 # The row's contents stay out of the log: they are prompts.
                 kind, key = type(row).__name__, str(row.key)
                 _log.error(
@@ -270,6 +283,7 @@ class WriteBehind:
         self._fenced = True
         dropped = self._buffer.drop_all(error)
         self.stats.dropped_fenced += dropped
+        self._metrics.dropped(dropped, "fenced")
         _log.error("fenced off: a newer life of this router writes now", extra={"rows_dropped": dropped})
 
     def _set_degraded(self, degraded: bool, reason: str = "") -> None:
