@@ -16,8 +16,9 @@ from paceline_gateway.config import GatewayConfig
 from paceline_gateway.fleet import Fleet
 from paceline_gateway.generate import Admission, Endpoint, GenerateApp
 from paceline_gateway.router_client import RouterClient
-from paceline_gateway.router_session import RouterSession, SessionLimits
+from paceline_gateway.router_session import RouterSession
 from paceline_gateway.routes import Pages, build_routes
+from paceline_gateway.session_limits import SessionLimits
 from paceline_gateway.telemetry import GatewayTelemetry
 from paceline_runtime.address import host_of, with_port
 from paceline_runtime.channel import channel

@@ -11,7 +11,6 @@ import random
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import grpc
 
@@ -20,6 +19,7 @@ from paceline.router.v1 import generation_pb2, router_pb2
 from paceline_gateway.outbox import Outbox
 from paceline_gateway.request_stream import Phase, RequestStream, failure_of
 from paceline_gateway.router_client import RouterClient, SessionCall
+from paceline_gateway.session_limits import SessionCounters, SessionLimits
 from paceline_runtime.errors import PacelineError, Reason
 
 log = logging.getLogger(__name__)
@@ -33,29 +33,9 @@ _MAX_FRUITLESS_ATTACHES = 5
 # How far the clocks of the gateway's and the router's machine may be apart.
 _CLOCK_SKEW_MS = 5000
 # Answers of a router that is still on its feet to a request it was asked to take up again.
-_NOT_YET = frozenset({Reason.NOT_FOUND, Reason.NO_ENGINE, Reason.UNAVAILABLE, Reason.DRAINING})
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """How long to wait for what, seconds; see the config fields of the same names."""
-
-    router_wait_s: float
-    outage_limit_s: float
-    adoption_grace_s: float
-    reconnect_max_s: float
-
-
-class SessionCounters:
-    """What happened on the session, for metrics and tests."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.reattaches = 0
-        self.gaps = 0
-        self.overlaps = 0
-        self.cancels = 0
-        self.grants = 0
+_NOT_YET = frozenset(
+    {Reason.NOT_FOUND, Reason.NO_ENGINE, Reason.UNAVAILABLE, Reason.DRAINING, Reason.STORE_UNAVAILABLE}
+)
 
 
 class RouterSession:
