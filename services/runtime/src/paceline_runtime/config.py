@@ -50,12 +50,12 @@ def load_config(
     for name, value in sorted(environment.items()):
         if name.startswith(ENV_PREFIX) and "__" in name:
             keys = [part.lower() for part in name.removeprefix(ENV_PREFIX).split("__")]
-            _merge(tree, _nest(keys, _parse(value)), name, sources)
+            _merge(tree, _nest(keys, parse_value(value)), name, sources)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError([f"{override}: write it as section.key=value"])
-        _merge(tree, _nest(key.strip().split("."), _parse(value)), "--set", sources)
+        _merge(tree, _nest(key.strip().split("."), parse_value(value)), "--set", sources)
     for foreign in (tree.keys() & SECTIONS) - known:
         del tree[foreign]
     try:
@@ -78,7 +78,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A value from the environment or the command line: YAML if it is some, else the text itself."""
     try:
         return yaml.safe_load(text)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from paceline_cli.stack.settings import UpConfig, UpDocument
-from paceline_runtime.config import SECTIONS, load_config
+from paceline_runtime.config import SECTIONS, load_config, parse_value
 from paceline_runtime.config_model import ConfigError
 
 Tree = dict[str, Any]
@@ -48,7 +48,7 @@ def effective(path: Path | None, defaults: Mapping[str, Mapping[str, Any]], over
         place = tree
         for part in keys[:-1]:
             place = place.setdefault(part, {})
-        place[keys[-1]] = yaml.safe_load(value)
+        place[keys[-1]] = parse_value(value)
     if problems:
         raise ConfigError(problems)
     return tree
