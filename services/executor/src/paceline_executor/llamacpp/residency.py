@@ -158,14 +158,17 @@ class Residency:
 
     def _install_import(self, attempt: Attempt, state: SequenceState, slot: int) -> None:
         """Take over pulled KV as far as its ids are the attempt's ids; the rest is replayed."""
-        tokens = min(
-            common_prefix(state.ids, attempt.ids_between(0, attempt.known_tokens)), attempt.known_tokens - 1
-        )
+        shared = common_prefix(state.ids, attempt.ids_between(0, attempt.known_tokens))
+        if shared < min(len(state.ids), attempt.known_tokens) or state.prefill_target > attempt.known_tokens:
+            self._counters["imports_refused"] += 1
+            _log.warning("attempt %d: the pulled KV is of other ids, replaying", attempt.key)
+            return
+        # The last known id is fed here, for its logits; a chunk that was prefilled is prefilled whole or not at all.
+        tokens = min(shared, attempt.known_tokens - 1)
         if tokens < state.prefill_target:
             tokens -= tokens % self._chunk_tokens
-        if tokens <= 0 or state.prefill_target > attempt.known_tokens:
-            self._counters["imports_refused"] += 1
-            _log.warning("attempt %d: the pulled KV does not fit its ids, replaying", attempt.key)
+        if tokens == 0:
+            self._counters["imports_too_short"] += 1
             return
         try:
             self._context.write_state(slot, state.kv)
