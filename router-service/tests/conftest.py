@@ -199,10 +199,13 @@ class Line:
         app = SchedulerApp(SchedulerConfig(**{**config, **fields}))
         await self._enter(app)
         self.schedulers[engine_id] = app
-        async with asyncio.timeout(TIMEOUT_S):
-            while not app.loop.state.engine.attached:
-                await asyncio.sleep(0.005)
+        await until(lambda: app.loop.state.engine.attached)
         return app
+
+    @staticmethod
+    async def until(condition: Callable[[], bool]) -> None:
+        """Wait until a condition that nobody announces is true."""
+        await until(condition)
 
     async def router(self, *, store: bool = False, wait: bool = True, **fields: Any) -> "Router":
         config = {
@@ -304,11 +307,16 @@ class Router:
         listed = await self.stub.ListEngines(router_pb2.ListEnginesRequest())
         return {record.engine_id: record for record in listed.engines}
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition that nobody announces is true."""
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.005)
+        await until(condition)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look again and again: for conditions inside the parts, which nobody announces."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
