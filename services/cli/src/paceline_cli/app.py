@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import config, drain, live, request, status, up
+from paceline_cli.commands import bench, config, drain, live, request, status, up
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(request.explain)
 app.command()(drain.drain)
 app.add_typer(config.app, name="config")
 app.command()(live.live)
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback()

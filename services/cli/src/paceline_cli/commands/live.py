@@ -99,8 +99,8 @@ def live(
 ) -> None:
     """Put a mixed load of real prompts on a stack and say how many answers arrived in time.
 
-    Open loop: jobs arrive when they are due, whatever became of earlier ones. Budgets are multiples of what the idle stack
-    needs, which is measured first. What has not ended when the grace is over is a miss.
+    Open loop: jobs arrive when they are due, whatever became of earlier ones. Budgets are multiples of what the idle
+    stack needs, which is measured first. What has not ended when the grace is over is a miss.
 
     Examples:
 

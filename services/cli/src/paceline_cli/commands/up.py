@@ -116,7 +116,7 @@ async def _serve(plan: StackPlan, console: Console) -> None:
     async with running_stack(plan, on_event=tell, on_start=on_start) as stack:
         if stack.supervisor.ready.is_set():
             tell(f"ready after {time.monotonic() - began:.1f} s")
-            console.print(_how_to_call(stack), highlight=False, soft_wrap=True)
+            console.print(_how_to_call(stack), highlight=False, soft_wrap=True, markup=False)
             await _watch(stack, console, tell)
     tell("stopped")
 

@@ -1,0 +1,1 @@
+"""Starts the private stacks that the benchmarks measure."""

@@ -1,0 +1,119 @@
+"""`paceline bench`: what the line costs. Every benchmark starts its own private stack."""
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from paceline_cli.output import print_json
+
+app = typer.Typer(help="Benchmarks; see tests/bench/README.md.", no_args_is_help=True)
+
+_stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Any key of the private stack: section.key=value.")
+]
+
+
+def _say(text: str) -> None:
+    _stderr.print(text, markup=False)
+
+
+@app.command("line")
+def line(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of single requests.")] = 40,
+    throughput_rounds: Annotated[int, typer.Option(min=1, help="Rounds of full batches.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Requests at once in the throughput part.")] = 16,
+    output_tokens: Annotated[int, typer.Option(min=8, help="Output tokens of each of them.")] = 128,
+    model: Annotated[str, typer.Option(help="`tiny`, a GGUF file, or empty for the default model.")] = "",
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the line adds to the engine: time to first token, and throughput at a full batch.
+
+    The engine in process, the router over gRPC and the gateway over HTTP take turns. Leave the machine alone meanwhile.
+
+    Example: paceline bench line --json
+    """
+    from paceline_cli.bench.line import bench_line
+    from paceline_lab.bench.line import LinePlan
+
+    overrides = list(sets or ())
+    if model:
+        overrides.append(f"executor.model_path={model}")
+    plan = LinePlan(rounds, throughput_rounds, batch, output_tokens)
+    result = asyncio.run(bench_line(plan, tuple(overrides), _say))
+    if as_json:
+        print_json(result)
+        return
+    _print_line(result)
+
+
+@app.command("relay")
+def relay(
+    engines: Annotated[int, typer.Option(min=1, help="Simulated engines.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Requests running on each engine.")] = 16,
+    hosts: Annotated[int, typer.Option(min=1, help="Processes that host the engines.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of the throughput part.")] = 12.0,
+    memory_requests: Annotated[int, typer.Option(min=2, help="Live requests in the memory part.")] = 8192,
+    time_scale: Annotated[
+        float,
+        typer.Option(
+            min=0.01, help="Real seconds per simulated second: below 1 the engines offer more tokens."
+        ),
+    ] = 2.0,
+    store: Annotated[
+        bool, typer.Option("--store", help="Keep request state in SQLite while measuring.")
+    ] = False,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how many tokens a second one router relays from many simulated engines, and what a live request costs it.
+
+    Example: paceline bench relay --json
+    """
+    from paceline_cli.bench.relay import bench_relay
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.relay import RelayError, RelayPlan
+
+    if memory_requests <= engines * batch:
+        raise CommandError(f"--memory-requests must be more than the {engines * batch} that run at once")
+    plan = RelayPlan(engines=engines, batch=batch, measure_s=seconds, memory_requests=memory_requests)
+    try:
+        result = asyncio.run(
+            bench_relay(
+                plan,
+                hosts=hosts,
+                with_store=store,
+                time_scale=time_scale,
+                overrides=tuple(sets or ()),
+                say=_say,
+            )
+        )
+    except RelayError as error:
+        raise CommandError(f"the run is void: {error}") from None
+    if as_json:
+        print_json(result)
+        return
+    print(f"simulated engines: {result['tokens_per_s']:.0f} tokens/s through one router")
+    print(f"memory: {result['router_bytes_per_request']} bytes per live request in the router")
+    print("CPU, cores: " + ", ".join(f"{name} {cores:.2f}" for name, cores in result["cpu_cores"].items()))
+
+
+def _print_line(result: dict[str, Any]) -> None:
+    for name, value in result["ttft_ms"].items():
+        print(f"TTFT {name:14s} P50 {value['p50']:7.2f} ms")
+    grpc_ms, gateway_ms = (
+        result["ttft_added_by_grpc_line_ms"]["p50"],
+        result["ttft_added_by_gateway_ms"]["p50"],
+    )
+    print(
+        f"added to first token, P50: {result['ttft_added_ms_p50']:.2f} ms "
+        f"(gRPC line {grpc_ms:.2f}, gateway {gateway_ms:.2f})"
+    )
+    for name, value in result["tokens_per_s"].items():
+        print(f"tokens/s at batch {result['plan']['batch']} {name:14s} P50 {value['p50']:7.1f}")
+    print(f"throughput ratio: {result['throughput_ratio']:.3f}")

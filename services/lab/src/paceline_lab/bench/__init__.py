@@ -1,0 +1,1 @@
+"""What the benchmarks measure; `paceline bench` starts the processes around it."""
