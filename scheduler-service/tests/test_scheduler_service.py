@@ -38,7 +38,7 @@ async def test_submit_runs_to_its_end_and_leaves_nothing(bench):
 
 
 async def test_hello_ack_tells_engine_and_load(bench):
-    executor, scheduler, router = await bench.pair()
+    executor, _scheduler, router = await bench.pair()
     ack = router.acks[0]
     assert ack.identity.incarnation == executor.identity.incarnation
     assert ack.capabilities.max_batch == 16
@@ -87,7 +87,7 @@ async def test_cancel_is_confirmed_in_every_state(bench, when):
 
 
 async def test_credit_pauses_only_its_own_request(bench):
-    _, scheduler, router = await bench.pair()
+    _, _scheduler, router = await bench.pair()
     await router.send(submits=[bench.submit(1, tokens=200, token_limit=5), bench.submit(2, tokens=400)])
     await router.until(lambda: 2 in router.ended)
     assert 5 <= len(router.ids[1]) <= 7  # the steps in flight may overshoot
@@ -125,7 +125,7 @@ async def test_a_newer_session_of_the_router_closes_the_older(bench):
 
 
 async def test_a_session_begins_with_a_hello(bench):
-    _, scheduler, router = await bench.pair()
+    _, _scheduler, router = await bench.pair()
     call = router.stub.Session()
     await call.write(scheduler_pb2.SessionRequest(commands=scheduler_pb2.Commands(cancels=[1])))
     assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -167,7 +167,7 @@ async def test_requests_of_a_router_that_stays_away_are_cancelled(bench):
 
 
 async def test_another_router_takes_over(bench):
-    executor, scheduler, router = await bench.pair()
+    _executor, scheduler, router = await bench.pair()
     await router.send(submits=[bench.submit(1, tokens=60, token_limit=8)])
     await router.until(lambda: len(router.ids.get(1, [])) >= 8)
     heir = bench.router_end(scheduler, "router-b", token=1)
@@ -329,9 +329,9 @@ async def test_suspects_run_alone_one_at_a_time(bench):
     scheduler.loop.planner.plan = noted
     await router.send(
         submits=[
-            bench.submit(1, tokens=300),
-            bench.submit(2, tokens=60, isolate_until_index=20),
-            bench.submit(3, tokens=60, isolate_until_index=30),
+            bench.submit(1, tokens=600),
+            bench.submit(2, tokens=600, isolate_until_index=20),
+            bench.submit(3, tokens=600, isolate_until_index=30),
         ]
     )
     await router.until(lambda: {1, 2, 3} <= router.ended.keys())
@@ -347,7 +347,7 @@ async def test_suspects_run_alone_one_at_a_time(bench):
 
 
 async def test_waiting_too_long_expires(bench):
-    executor, scheduler, router = await bench.pair()
+    _executor, _scheduler, router = await bench.pair()
     ahead = [bench.submit(k, tokens=1800, elapsed_ms=1000.0) for k in range(2, 18)]
     await router.send(submits=[*ahead, bench.submit(1, max_wait_ms=30.0)])
     await router.until(lambda: 1 in router.ended)
@@ -359,7 +359,7 @@ async def test_waiting_too_long_expires(bench):
 
 
 async def test_drain_refuses_new_work_and_waits_for_the_old(bench):
-    _, scheduler, router = await bench.pair()
+    _, _scheduler, router = await bench.pair()
     await router.send(submits=[bench.submit(1, tokens=200)])
     await router.until(lambda: 1 in router.ids)
     answer = await router.stub.Drain(scheduler_pb2.DrainRequest(timeout_ms=0))
@@ -374,7 +374,7 @@ async def test_drain_refuses_new_work_and_waits_for_the_old(bench):
 
 
 async def test_moves_give_a_ticket_and_end_as_moved(bench):
-    executor, scheduler, router = await bench.pair()
+    executor, _scheduler, router = await bench.pair()
     await router.send(submits=[bench.submit(1, tokens=1900)])
     await router.until(lambda: len(router.ids.get(1, [])) > 5)
     await router.send(move_outs=[1, 99])
@@ -401,7 +401,7 @@ async def test_moves_give_a_ticket_and_end_as_moved(bench):
 
 
 async def test_explain_plan_and_list_tell_why(bench):
-    _, scheduler, router = await bench.pair(policy="edf")
+    _, _scheduler, router = await bench.pair(policy="edf")
     slo = slo_pb2.Slo(latency=slo_pb2.LatencySlo(ttft_ms=900, tbt_ms=90))
     await router.send(
         submits=[bench.submit(1, tokens=1900, slo=slo), bench.submit(2, tokens=1900, tenant="acme")]
@@ -441,7 +441,7 @@ async def test_a_submit_that_is_repeated_runs_once(bench):
 
 
 async def test_full_table_refuses_and_invalid_work_is_rejected_below(bench):
-    _, scheduler, router = await bench.pair(max_live=2)
+    _, _scheduler, router = await bench.pair(max_live=2)
     await router.send(submits=[bench.submit(k, tokens=1900, token_limit=1) for k in (1, 2, 3)])
     await router.until(lambda: 3 in router.ended)
     assert router.ended[3].failure.reason == "QUEUE_FULL"
@@ -517,7 +517,7 @@ async def test_a_router_that_does_not_read_is_cut_off_and_loses_nothing(bench):
 
 
 async def test_a_newer_scheduler_fences_the_older_one_off(bench):
-    executor, first, router = await bench.pair()
+    executor, _first, router = await bench.pair()
     await router.send(submits=[bench.submit(1, tokens=1900, token_limit=3)])
     await router.until(lambda: len(router.ids.get(1, [])) >= 3)
     await asyncio.sleep(0.002)  # fencing tokens are Unix milliseconds

@@ -83,7 +83,7 @@ class ExecutorLink:
                     self._cause = "the executor closed the stream"
                 except PacelineError as error:
                     self._cause = str(error)
-                    # A stream that ends as fenced may only mean that the executor shuts down; a refused attach is final.
+                    # A stream that ends as fenced may mean that the executor shuts down; a refused attach is final.
                     if error.reason is Reason.FENCED and not self._attached:
                         self._events.fenced(self._cause)
                         return

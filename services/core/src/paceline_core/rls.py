@@ -1,7 +1,7 @@
 """Recursive least squares for small models with bounded, non-negative coefficients.
 
-Errors are weighed relative to the observation, because step times span decades. Forgetting is directional (Cao and
-Schwartz, Automatica 36, 2000): only what the new sample speaks about is forgotten, so that coefficients without
+Errors are weighed relative to the observation, because step times span decades. Forgetting is directional (Kulhavy,
+Automatica 23, 1987): only what the new sample speaks about is forgotten, so that coefficients without
 excitation stay frozen instead of drifting, and the information matrix stays bounded.
 """
 
@@ -29,17 +29,18 @@ class BoundedRls:
         spread: Sequence[float],
         upper: Sequence[float],
         *,
-        memory_samples: float = 400.0,
+        memory_samples: float = 200.0,
     ) -> None:
         """`start`, `spread`, `upper` [D]: first values, how far off they may be (a standard deviation), and bounds.
 
-        `memory_samples`: about how many samples in one direction are remembered.
+        `memory_samples`: about how many samples are remembered when they speak about all directions in turn.
         """
         self._theta = np.asarray(start, dtype=np.float64).copy()
         self._upper = np.asarray(upper, dtype=np.float64)
         self._information = np.diag(1.0 / np.asarray(spread, dtype=np.float64) ** 2)
         self._covariance = np.linalg.inv(self._information)
-        self._forget = 1.0 / memory_samples
+        # A sample in D directions speaks about each only one time in D.
+        self._forget = min(0.5, len(self._theta) / memory_samples)
         self.samples = 0
 
     @property
@@ -71,12 +72,13 @@ class BoundedRls:
             self._project()
 
     def _forget_along(self, x: FloatArray) -> None:
-        spoken = self._information @ x
-        known = float(x @ spoken)
-        if known <= 1.0:  # less than one sample is known in this direction: nothing to forget
-            return
-        self._information -= (self._forget / known) * spoken[:, None] * spoken
-        self._covariance += (self._forget / (1.0 - self._forget) / known) * x[:, None] * x
+        """Widen the variance of x . theta, and of nothing else, by 1 / (1 - forget)."""
+        spoken = self._covariance @ x
+        variance = float(x @ spoken)
+        if variance >= self._forget:
+            return  # fewer samples than the memory holds are known in this direction: nothing to forget
+        self._information -= (self._forget / variance) * x[:, None] * x
+        self._covariance += (self._forget / (1.0 - self._forget) / variance) * spoken[:, None] * spoken
 
     def _project(self) -> None:
         """The nearest allowed theta in the metric of the information matrix, by coordinate descent."""
