@@ -31,8 +31,13 @@ class Verdict:
 
 
 def judge(loss: Loss, *, max_attempts: int, isolate_tokens: int) -> Verdict:
-    """The rules of architecture.md 3.7: suspects apart, a second crash ends it, a bounded number of attempts."""
-    crashes = loss.crashes + loss.in_flight
+    """Suspects run apart, a second crash ends them, attempts are bounded (docs/contract.md, Losses).
+
+    Who got past the point of the first crash alone is cleared of it: else two poisoned requests, one after the other,
+    would take everybody with them.
+    """
+    cleared = 0 < loss.isolate_until <= loss.next_index
+    crashes = (0 if cleared else loss.crashes) + loss.in_flight
     if crashes >= 2:
         message = "its engine crashed while working on it, twice; it is not tried again"
         return Verdict(False, crashes, reason=Reason.ENGINE_LOST, message=message)

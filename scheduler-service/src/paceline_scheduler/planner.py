@@ -1,6 +1,7 @@
 """From the live table to the plan that the executor gets: isolation, the policy, what fits, what changed."""
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,11 +38,19 @@ class Planner:
         """The newest plan."""
         self.isolating = False
         """True while the plan lists one isolated attempt alone."""
+        self._heads: deque[frozenset[int]] = deque(maxlen=2)
 
     @property
     def policy_name(self) -> str:
         """The policy in force."""
         return self._policy.name
+
+    def may_be_running(self, attempt_key: int) -> bool:
+        """True if the engine may have begun a step with it that no report told of: the heads of the last two plans.
+
+        Two, because the engine may have died before it adopted the newest.
+        """
+        return any(attempt_key in head for head in self._heads)
 
     def forget(self) -> None:
         """The executor has no plan: the next one is sent whatever it says."""
@@ -84,6 +93,7 @@ class Planner:
         if changed:
             self._plan_id += 1
             plan.plan_id = self._plan_id
+            self._heads.append(frozenset(plan.attempt_keys[: plan.max_batch or view.capacity.max_batch]))
         self.record = self._explained(chosen, view, order, plan, (time.perf_counter() - began) * 1000)
         return plan if changed else None
 
