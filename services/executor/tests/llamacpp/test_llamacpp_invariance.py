@@ -124,6 +124,7 @@ def test_any_schedule_gives_the_same_answer(start, reference, prompts, schedule,
                 continue
             if action == "evict":
                 request.driver.plan(evict=(request.key,))
+                request.driver.until(lambda request=request: not has_kv(request.driver, request.key))
             elif action == "pause":
                 request.driver.engine.clear_plan()
             else:
