@@ -1,6 +1,6 @@
 """The length model that needs no training: decayed histograms of outcomes per (model, app)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from paceline_core.histogram import HistogramParams, LengthHistograms
 from paceline_predictor.model import LengthAnswers, LengthQuestion, ModelReport, Outcome
@@ -54,10 +54,15 @@ class HistogramModel:
             "length-histograms", VERSION, "histogram", self._histograms.observed, coverage, warning
         )
 
-    def state(self) -> bytes:
+    def snapshot(self) -> Callable[[], bytes]:
         """All counts."""
-        return self._histograms.to_bytes()
+        return self._histograms.snapshot()
 
-    def restore(self, state: bytes) -> None:
-        """Take over saved counts. Raises ValueError when they are damaged or of another version."""
-        self._histograms = LengthHistograms.from_bytes(state, self._params)
+    def decoded(self, state: bytes) -> Callable[[], None]:
+        """Saved counts. Raises ValueError when they are damaged or of another version."""
+        histograms = LengthHistograms.from_bytes(state, self._params)
+
+        def take_over() -> None:
+            self._histograms = histograms
+
+        return take_over

@@ -66,7 +66,8 @@ class Keeper:
         async with self._turn:
             if self._unsaved == 0:
                 return True
-            saving, state = self._unsaved, self._model.state()
+            saving, encode = self._unsaved, self._model.snapshot()
+            state = await asyncio.to_thread(encode)
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._home.save(state)
@@ -92,9 +93,10 @@ class Keeper:
             if state is None:
                 return
             try:
-                self._model.restore(state)
+                take_over = await asyncio.to_thread(self._model.decoded, state)
             except ValueError as error:
                 raise PacelineError(Reason.STATE_INCOMPATIBLE, str(error)) from None
+            take_over()
             self._mark_loaded()
 
     async def _run(self) -> None:
@@ -112,11 +114,12 @@ class Keeper:
                 return False
             if state is not None:
                 try:
-                    self._model.restore(state)
+                    take_over = await asyncio.to_thread(self._model.decoded, state)
                 except ValueError as error:
                     # It will be overwritten: a state that no version can read helps nobody.
                     self._warn(f"the state in {self._home.name} cannot be used, starting afresh: {error}")
                 else:
+                    take_over()
                     for outcome in self._early:
                         self._model.observe(outcome)
                     self._clear_warning()

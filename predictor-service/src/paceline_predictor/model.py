@@ -1,6 +1,6 @@
 """What a length model is to the service. Histograms are one; models in ONNX files come in by the same door."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,8 +91,11 @@ class LengthModel(Protocol):
 class KeptModel(LengthModel, Protocol):
     """A model whose learning outlives the process."""
 
-    def state(self) -> bytes:
-        """All that was learned."""
+    def snapshot(self) -> Callable[[], bytes]:
+        """All that was learned by now. The call that turns it into bytes is made in a thread."""
 
-    def restore(self, state: bytes) -> None:
-        """Take over a state. Raises ValueError, and keeps the old one, when it cannot be used."""
+    def decoded(self, state: bytes) -> Callable[[], None]:
+        """Read a state, in a thread; the call that takes it over is made on the event loop.
+
+        Raises ValueError when it cannot be used.
+        """

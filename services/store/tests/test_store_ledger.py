@@ -5,8 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import func, select
 
+from paceline_runtime.telemetry.config import TelemetryConfig
+from paceline_runtime.telemetry.setup import Telemetry
 from paceline_store import (
     AttemptRow,
     CheckpointRow,
@@ -201,6 +206,22 @@ async def test_pruning_takes_old_ended_work_with_everything_that_belongs_to_it(s
     assert await count(store, tables.engines) == 1
     assert await store.get_task("t-live") is not None
     assert await store.prune(50) == 0
+
+
+async def test_statements_are_traced_without_their_values(backend: Any) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    telemetry = Telemetry(TelemetryConfig(), "test")
+    telemetry.tracer = provider.get_tracer("test")
+    traced = await Store.open(backend.url, telemetry=telemetry)
+    spans.clear()
+    await traced.apply([replace(REQUEST, request_id="secret-id")])
+    await traced.close()
+    telemetry.shutdown()
+    texts = [str(dict(span.attributes or {})) for span in spans.get_finished_spans()]
+    assert any("INSERT INTO requests" in text for text in texts)
+    assert not any("secret-id" in text for text in texts)
 
 
 async def test_states_of_learners_are_kept_by_name(store: Store, other_store: Store) -> None:

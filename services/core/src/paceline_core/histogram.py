@@ -14,12 +14,20 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from paceline_core.histogram_table import CENSORED, EVENTS, EXPOSURE, HistogramTable, Key, StateError
+from paceline_core.histogram_table import (
+    CENSORED,
+    EVENTS,
+    EXPOSURE,
+    HistogramTable,
+    Key,
+    StateError,
+    TableSnapshot,
+)
 from paceline_core.lengths import (
     EDGES,
     OPEN_EDGE,
@@ -153,16 +161,14 @@ class LengthHistograms:
         by_pair = posterior(self._apps.counts(pairs), by_model[[row_of[model] for model, _ in pairs]], c)
         return np.asarray(by_pair[[pair_row[key] for key in keys]])
 
+    def snapshot(self) -> Callable[[], bytes]:
+        """The state of this moment; the call that turns it into bytes may be made in another thread."""
+        tables = [table.snapshot() for table in (self._fleet, self._models, self._apps)]
+        return lambda: _encoded(tables)
+
     def to_bytes(self) -> bytes:
         """The whole state; `from_bytes` gives back an equal learner. Little-endian, with a checksum."""
-        header = {
-            "edges": EDGES.tolist(),
-            "tables": [table.header() for table in (self._fleet, self._models, self._apps)],
-        }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-        body = struct.pack("<I", len(text)) + text
-        body += b"".join(table.data() for table in (self._fleet, self._models, self._apps))
-        return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
+        return self.snapshot()()
 
     @classmethod
     def from_bytes(cls, state: bytes, params: HistogramParams | None = None) -> "LengthHistograms":
@@ -221,3 +227,10 @@ def _table(capacity: int, params: HistogramParams) -> HistogramTable:
 def _tail_sum(values: FloatArray) -> FloatArray:
     """Sums from each bin to the last, along the last axis."""
     return np.asarray(np.cumsum(values[..., ::-1], axis=-1)[..., ::-1])
+
+
+def _encoded(tables: Sequence[TableSnapshot]) -> bytes:
+    header = {"edges": EDGES.tolist(), "tables": [table.keys for table in tables]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
+    body = b"".join([struct.pack("<I", len(text)), text, *(table.data() for table in tables)])
+    return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body

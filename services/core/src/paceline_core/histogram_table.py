@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,21 @@ Key = tuple[str, str]
 
 class StateError(ValueError):
     """Saved state that cannot be used: damaged, or of another version or other bins."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSnapshot:
+    """A copy of a table."""
+
+    keys: tuple[Key, ...]
+    counts: FloatArray
+    """float64[N, 3, K]."""
+    scores: FloatArray
+    """float64[N, 3]."""
+
+    def data(self) -> bytes:
+        """Counts and scores, little-endian float64."""
+        return self.counts.astype("<f8").tobytes() + self.scores.astype("<f8").tobytes()
 
 
 class HistogramTable:
@@ -75,14 +91,10 @@ class HistogramTable:
             scores[:2] += (float(within), 1.0)
         scores[2] += 1
 
-    def header(self) -> list[Key]:
-        """Keys in the order of `data`, the one observed longest ago first."""
-        return list(self._rows)
-
-    def data(self) -> bytes:
-        """Counts and scores of all keys, little-endian float64."""
+    def snapshot(self) -> TableSnapshot:
+        """All keys as they are now, the one observed longest ago first."""
         rows = np.fromiter(self._rows.values(), dtype=np.int64, count=len(self._rows))
-        return self._counts[rows].astype("<f8").tobytes() + self._scores[rows].astype("<f8").tobytes()
+        return TableSnapshot(tuple(self._rows), self._counts[rows], self._scores[rows])
 
     def load(self, keys: list[list[str]], state: bytes, at: int) -> int:
         """Fill the empty table from `state[at:]`; returns where its data ends."""

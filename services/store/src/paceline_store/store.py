@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import delete, select
 
+from paceline_runtime.telemetry.setup import Telemetry
+from paceline_runtime.telemetry.sql import trace_statements
 from paceline_store import leases, migrate, reading
 from paceline_store.database import Database
 from paceline_store.rows import Lease, ListedRequest, Row, StoredRequest, StoredTask
@@ -42,12 +44,16 @@ class Store:
         self._now_unix_ms = now_unix_ms
 
     @classmethod
-    async def open(cls, url: str, *, migrate: bool = True) -> "Store":
+    async def open(cls, url: str, *, migrate: bool = True, telemetry: Telemetry | None = None) -> "Store":
         """Connect, and bring the schema up to date (or only check it, with `migrate=False`).
+
+        With `telemetry` each statement gets a span.
 
         Raises ValueError on a URL that is not understood, StoreUnavailable, or SchemaMismatch.
         """
         database = Database(url)
+        if telemetry is not None:
+            trace_statements(telemetry, database.engine.sync_engine)
         try:
             await database.prepare()
             await (_upgrade if migrate else _check)(database)
