@@ -92,7 +92,9 @@ class Recovery:
                     ),
                 )
                 continue
-            running = table.state[attempt.row] == RunState.RUNNING or self._planner.may_be_running(attempt.key)
+            running = table.state[attempt.row] == RunState.RUNNING or self._planner.may_be_running(
+                attempt.key
+            )
             failure = attempt_pb2.Failure(
                 reason=Reason.ENGINE_LOST, message=f"the engine was lost: {cause}", retryable=True
             )

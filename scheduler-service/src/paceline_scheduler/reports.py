@@ -1,6 +1,10 @@
 """What the executor reports, taken into the table and passed up."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2
@@ -11,10 +15,38 @@ from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.planner import Planner
 from paceline_scheduler.state import SchedulerState
+from paceline_scheduler.table import LiveTable
 from paceline_scheduler.wire import run_state
 
+_EVICTED = int(RunState.EVICTED)
 _FIT_EVERY = 4
 _FIT_ALWAYS_UNTIL = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """Rows of the attempts of a token batch. Kept from step to step: a steady run set names the same attempts."""
+
+    version: int
+    keys: tuple[int, ...]
+    rows: IntArray
+    """[R] Rows of the known ones."""
+    known: NDArray[np.bool_]
+    """[len(keys)]"""
+    all_known: bool
+    distinct: bool
+    owners: tuple[str, ...]
+
+    @classmethod
+    def of(cls, table: LiveTable, keys: tuple[int, ...]) -> Self:
+        """Look `keys` up."""
+        rows = table.rows_of(keys)
+        known = rows >= 0
+        found = rows[known]
+        owners = dict.fromkeys(table.at(row).router_id for row in found.tolist())
+        return cls(
+            table.version, keys, found, known, bool(known.all()), len(set(keys)) == len(keys), tuple(owners)
+        )
 
 
 class Reports:
@@ -26,6 +58,7 @@ class Reports:
         self._planner = planner
         self._steps = 0
         self._covered: list[Attempt] = []
+        self._lookup = _Lookup(-1, (), np.empty(0, dtype=np.int64), np.empty(0, dtype=bool), True, True, ())
 
     def report(self, report: executor_pb2.Report) -> None:
         """One batch of reports."""
@@ -70,7 +103,7 @@ class Reports:
         if step.progress_keys:
             self._progress(step, now_ms)
         if step.tokens.attempt_keys:
-            self._tokens(step.tokens, now_ms)
+            self._tokens(step.tokens, now_ms, moved=bool(step.progress_keys))
         self._planner.stepped(step.plan_id)
 
     def _fit(self, step: executor_pb2.StepReport) -> None:
@@ -83,45 +116,38 @@ class Reports:
         ):
             fitter.observe_prefill(tokens, context, ms)
 
-    def _tokens(self, batch: attempt_pb2.TokenBatch, now_ms: float) -> None:
-        """Tokens came out: count those that are new, and pass the batch up whole."""
-        state = self._state
-        table = state.table
+    def _tokens(self, batch: attempt_pb2.TokenBatch, now_ms: float, *, moved: bool = True) -> None:
+        """Tokens came out: count those that are new, and pass the batch up whole. `moved`: states may have changed."""
+        table = self._state.table
         keys = tuple(batch.attempt_keys)
-        rows = table.rows_of(keys)
+        lookup = self._lookup
+        if lookup.version != table.version or lookup.keys != keys:
+            lookup = self._lookup = _Lookup.of(table, keys)
+        if not lookup.owners:
+            return
+        rows = lookup.rows
         first = np.fromiter(batch.first_indices, dtype=np.int64, count=len(keys))
         count = np.fromiter(batch.counts, dtype=np.int64, count=len(keys))
-        if len(set(keys)) < len(keys):  # folded reports: the same attempt in several rows
-            for i in range(len(keys)):
-                self._count(rows[i : i + 1], first[i : i + 1], count[i : i + 1], now_ms)
-        else:
-            self._count(rows, first, count, now_ms)
-        known = rows if rows.min() >= 0 else rows[rows >= 0]
-        if not len(known):
-            return
-        owners = table.router[known]
-        if len(known) == 1 or (owners == owners[0]).all():
-            self._pass_up(table.at(int(known[0])).router_id, batch)
-        else:
-            for row in np.unique(owners, return_index=True)[1].tolist():
-                self._pass_up(table.at(int(known[row])).router_id, batch)
+        if not lookup.all_known:
+            first, count = first[lookup.known], count[lookup.known]
+        if lookup.distinct:
+            self._count(rows, first, count, now_ms, moved)
+        else:  # folded reports: the same attempt in several rows
+            for i in range(len(rows)):
+                self._count(rows[i : i + 1], first[i : i + 1], count[i : i + 1], now_ms, moved)
+        for router_id in lookup.owners:
+            session = self._state.sessions.get(router_id)
+            if session is not None:
+                session.tokens(batch)
         if self._covered:  # their ends go up behind the tokens they waited for
             for attempt in self._covered:
                 if attempt.held_end is not None:
                     self._ends.finish(attempt, attempt.held_end)
             self._covered.clear()
 
-    def _pass_up(self, router_id: str, batch: attempt_pb2.TokenBatch) -> None:
-        session = self._state.sessions.get(router_id)
-        if session is not None:
-            session.tokens(batch)
-
-    def _count(self, rows: IntArray, first: IntArray, count: IntArray, now_ms: float) -> None:
+    def _count(self, rows: IntArray, first: IntArray, count: IntArray, now_ms: float, moved: bool) -> None:
         state = self._state
         table = state.table
-        if rows.min() < 0:
-            keep = rows >= 0
-            rows, first, count = rows[keep], first[keep], count[keep]
         upto = first + count
         known = table.generated[rows]
         if (first != known).any():  # published again, or after a gap
@@ -134,8 +160,8 @@ class Reports:
                 return
         table.generated[rows] = upto
         state.tokens += int(count.sum())
-        resident = table.state[rows] != RunState.EVICTED
-        table.kv_tokens[rows] = np.where(resident, table.prompt_tokens[rows] + upto - 1, 0)
+        kv_tokens = table.prompt_tokens[rows] + (upto - 1)
+        table.kv_tokens[rows] = np.where(table.state[rows] == _EVICTED, 0, kv_tokens) if moved else kv_tokens
         for row in state.tracker.tokens(rows, first, count, now_ms).tolist():
             table.at(row).note(now_ms - table.arrival_ms[row], "first_token")
         if self._planner.isolating and (upto >= table.isolate_until[rows]).any():

@@ -62,8 +62,8 @@ class LiveTable:
         self._tenants = Interner()
         self._tasks = Interner()
         self._live = 0
-        self._asked: tuple[int, ...] = ()
-        self._found: IntArray = np.empty(0, dtype=np.int64)
+        self.version = 0
+        """Changes whenever a row is taken, freed, or gets another owner."""
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -98,7 +98,7 @@ class LiveTable:
         attempt.row = row
         self._attempts[row] = attempt
         self._row_of[attempt.key] = row
-        self._asked = ()
+        self.version += 1
         for name in (*_INT, *_FLOAT, *_SMALL, *_FLAG):
             getattr(self, name)[row] = 0
         slo = attempt.slo
@@ -138,7 +138,7 @@ class LiveTable:
             self._tasks.release(int(self.task[row]))
         self._attempts[row] = None
         self._free.append(row)
-        self._asked = ()
+        self.version += 1
         return attempt
 
     def get(self, key: int) -> Attempt | None:
@@ -154,13 +154,9 @@ class LiveTable:
         return attempt
 
     def rows_of(self, keys: Sequence[int]) -> IntArray:
-        """[len(keys)] Row of each key, -1 for unknown ones. The last answer is kept: steps ask for the same keys."""
-        asked = tuple(keys)
-        if asked != self._asked or not asked:
-            get = self._row_of.get
-            self._found = np.fromiter((get(key, -1) for key in asked), dtype=np.int64, count=len(asked))
-            self._asked = asked
-        return self._found
+        """[len(keys)] Row of each key, -1 for unknown ones."""
+        get = self._row_of.get
+        return np.fromiter((get(key, -1) for key in keys), dtype=np.int64, count=len(keys))
 
     def live_rows(self) -> IntArray:
         """[live] Rows of attempts that have not ended."""
@@ -171,6 +167,7 @@ class LiveTable:
         self._routers.release(int(self.router[attempt.row]))
         self.router[attempt.row] = self._routers.acquire(router_id)
         attempt.router_id = router_id
+        self.version += 1
 
     def view(self, capacity: Capacity, model: EngineModel, rows: IntArray | None = None) -> BatchView:
         """What policies see: the live rows, or the given ones."""

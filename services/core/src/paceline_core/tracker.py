@@ -40,78 +40,61 @@ class Attainment:
     attained: int
 
 
+# Columns of a timeline: one gather and one scatter per step move a whole row.
+_ARRIVAL, _FIRST_DUE, _TBT, _TOKENS, _IN_TIME, _FIRST, _LAST, _GAP = range(8)
+_NEVER_MS: Final = 1e18
+"""Due time of best effort: finite, so that arithmetic with it stays defined."""
+
+
 class SloTracker:
     """Token timelines by slot. A token is in time when it is out by `Slo.token_due_ms` of its index."""
 
     def __init__(self, slots: int = 64) -> None:
         self._slo_class = np.zeros(slots, dtype=np.int8)
-        self._arrival_ms = np.zeros(slots)
-        self._first_due_ms = np.zeros(slots)
-        self._tbt_ms = np.zeros(slots)
-        self._tokens = np.zeros(slots, dtype=np.int64)
-        self._in_time = np.zeros(slots, dtype=np.int64)
-        self._first_ms = np.full(slots, np.nan)
-        self._last_ms = np.full(slots, np.nan)
-        self._gap_ms = np.zeros(slots)
+        self._timeline = np.zeros((slots, 8))
         self._ended = np.zeros((len(SloClass) + 1, WINDOW_S), dtype=np.int64)
         self._attained = np.zeros_like(self._ended)
         self._second = 0
 
     def grow(self, slots: int) -> None:
         """Make room for `slots` slots."""
-        extra = slots - len(self._tokens)
-        if extra <= 0:
-            return
-        for name in (
-            "_slo_class",
-            "_arrival_ms",
-            "_first_due_ms",
-            "_tbt_ms",
-            "_tokens",
-            "_in_time",
-            "_gap_ms",
-        ):
-            column = getattr(self, name)
-            setattr(self, name, np.concatenate([column, np.zeros(extra, dtype=column.dtype)]))
-        for name in ("_first_ms", "_last_ms"):
-            setattr(self, name, np.concatenate([getattr(self, name), np.full(extra, np.nan)]))
+        extra = slots - len(self._slo_class)
+        if extra > 0:
+            self._slo_class = np.concatenate([self._slo_class, np.zeros(extra, dtype=np.int8)])
+            self._timeline = np.concatenate([self._timeline, np.zeros((extra, 8))])
 
     def begin(self, slot: int, slo: Slo, arrival_ms: float) -> None:
         """A request takes `slot`; it arrived at the router at `arrival_ms`."""
         self._slo_class[slot] = slo.slo_class
-        self._arrival_ms[slot] = arrival_ms
-        self._first_due_ms[slot] = slo.token_due_ms(0)
-        self._tbt_ms[slot] = slo.tbt_ms if slo.slo_class is SloClass.LATENCY else 0.0
-        self._tokens[slot] = self._in_time[slot] = 0
-        self._first_ms[slot] = self._last_ms[slot] = np.nan
-        self._gap_ms[slot] = 0.0
+        tbt_ms = slo.tbt_ms if slo.slo_class is SloClass.LATENCY else 0.0
+        first_due_ms = min(slo.token_due_ms(0), _NEVER_MS)
+        self._timeline[slot] = (arrival_ms, first_due_ms, tbt_ms, 0.0, 0.0, np.nan, np.nan, 0.0)
 
     def tokens(self, slots: IntArray, first_indices: IntArray, counts: IntArray, now_ms: float) -> IntArray:
         """Tokens `first_indices` .. `first_indices + counts - 1` of `slots` (distinct) came out at `now_ms`.
 
         Returns the slots whose first token here this was.
         """
-        elapsed = now_ms - self._arrival_ms[slots]
-        first_due, tbt = self._first_due_ms[slots], self._tbt_ms[slots]
-        paced = tbt > 0
-        pace = np.where(paced, tbt, 1.0)
-        with np.errstate(invalid="ignore"):
-            index = np.ceil((elapsed - first_due) / pace)
-            # Rounding of the division may be one off: settle it with the formula that defines the due time.
-            index += first_due + index * pace < elapsed
-            index -= first_due + (index - 1) * pace >= elapsed
-        from_index = np.where(paced, index, np.where(elapsed <= first_due, -1.0, np.inf))
-        in_time = np.clip(first_indices + counts - np.maximum(first_indices, from_index), 0, counts)
-        self._in_time[slots] += in_time.astype(np.int64)
-        self._tokens[slots] += counts
-        last = self._last_ms[slots]
+        lines = self._timeline[slots]
+        elapsed = now_ms - lines[:, _ARRIVAL]
+        if counts.max() == 1:
+            lines[:, _IN_TIME] += elapsed <= lines[:, _FIRST_DUE] + first_indices * lines[:, _TBT]
+        else:
+            lines[:, _IN_TIME] += _count_in_time(
+                elapsed, lines[:, _FIRST_DUE], lines[:, _TBT], first_indices, counts
+            )
+        lines[:, _TOKENS] += counts
+        last = lines[:, _LAST]
         started = np.isnan(last)
-        self._gap_ms[slots] = np.maximum(self._gap_ms[slots], np.where(started, 0.0, elapsed - last))
-        self._last_ms[slots] = elapsed
-        fresh = slots[started]
-        if len(fresh):
-            self._first_ms[fresh] = elapsed[started]
-        return np.asarray(fresh)
+        lines[:, _GAP] = np.fmax(lines[:, _GAP], elapsed - last)
+        lines[:, _LAST] = elapsed
+        if started.any():
+            lines[started, _FIRST] = elapsed[started]
+            fresh = slots[started]
+        else:
+            fresh = _NONE
+        self._timeline[slots] = lines
+        return fresh
 
     def end(self, slot: int, now_ms: float, *, completed: bool, counted: bool = True) -> Outcome:
         """The request of `slot` ended. `completed`: with a whole answer; only such ones attain.
@@ -119,13 +102,17 @@ class SloTracker:
         `counted=False` leaves it out of the window: it goes on elsewhere, or its client gave it up.
         """
         slo_class = SloClass(int(self._slo_class[slot]))
-        tokens, in_time = int(self._tokens[slot]), int(self._in_time[slot])
-        last_ms = float(self._last_ms[slot])
+        line: list[float] = self._timeline[slot].tolist()
+        tokens, in_time, last_ms, due_ms = (
+            int(line[_TOKENS]),
+            int(line[_IN_TIME]),
+            line[_LAST],
+            line[_FIRST_DUE],
+        )
         if slo_class in (SloClass.DEADLINE, SloClass.TASK):  # all or nothing
-            late = not completed or (tokens > 0 and last_ms > self._first_due_ms[slot])
-            late = late or (tokens == 0 and now_ms - self._arrival_ms[slot] > self._first_due_ms[slot])
-            in_time = 0 if late else tokens
-            attained = not late
+            ended_ms = last_ms if tokens else now_ms - line[_ARRIVAL]
+            attained = completed and ended_ms <= due_ms
+            in_time = tokens if attained else 0
         else:
             attained = completed and in_time == tokens
         if counted:
@@ -133,15 +120,7 @@ class SloTracker:
             bucket = self._second % WINDOW_S
             self._ended[slo_class, bucket] += 1
             self._attained[slo_class, bucket] += attained
-        return Outcome(
-            slo_class,
-            attained,
-            tokens,
-            in_time,
-            float(self._first_ms[slot]),
-            last_ms,
-            float(self._gap_ms[slot]),
-        )
+        return Outcome(slo_class, attained, tokens, in_time, line[_FIRST], last_ms, line[_GAP])
 
     def attainment(self, now_ms: float) -> dict[SloClass, Attainment]:
         """By class, over the last minute; classes without an end are left out."""
@@ -155,3 +134,20 @@ class SloTracker:
             self._ended[:, passed % WINDOW_S] = 0
             self._attained[:, passed % WINDOW_S] = 0
         self._second = max(self._second, second)
+
+
+_NONE: Final = np.empty(0, dtype=np.int64)
+
+
+def _count_in_time(
+    elapsed: FloatArray, first_due: FloatArray, tbt: FloatArray, first_indices: IntArray, counts: IntArray
+) -> FloatArray:
+    """[M] How many of the tokens that came out together at `elapsed` are in time: those from some index on."""
+    paced = tbt > 0
+    pace = np.where(paced, tbt, 1.0)
+    index = np.ceil((elapsed - first_due) / pace)
+    # Rounding of the division may be one off: settle it with the formula that defines the due time.
+    index += first_due + index * pace < elapsed
+    index -= first_due + (index - 1) * pace >= elapsed
+    from_index = np.where(paced, index, np.where(elapsed <= first_due, -1.0, np.inf))
+    return np.asarray(np.clip(first_indices + counts - np.maximum(first_indices, from_index), 0, counts))

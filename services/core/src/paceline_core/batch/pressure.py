@@ -62,7 +62,7 @@ def fit(view: BatchView, order: IntArray, max_batch: int) -> Fit:
         # Room is tight: look again before the growth that was allowed for is used up.
         return Fit(order, gone, GROWTH_TOKENS // 2)
     spare = capacity.kv_tokens - kept
-    tight = spare < GROWTH_TOKENS * len(head) * 4 or count < len(view)
+    tight = spare < GROWTH_TOKENS * len(head) * 4 or count < min(len(fits), capacity.max_resident)
     return Fit(
         order, np.empty(0, dtype=np.int64), GROWTH_TOKENS // 2 if tight else max(1, spare // len(head))
     )
