@@ -14,17 +14,20 @@ from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig
 from paceline_executor.contract import Engine, PrefixReuse
 from paceline_executor.control import Control
 from paceline_executor.landing import Landing
+from paceline_executor.meter import Meter
 from paceline_executor.pull import StatePuller
 from paceline_executor.service import ExecutorService, new_identity
 from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import LoopDriver
 from paceline_executor.simulated.engine import SimulatedEngine
+from paceline_runtime.config_model import ConfigError
 from paceline_runtime.server import Server
 from paceline_runtime.telemetry.setup import Telemetry
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "smollm2-135m-instruct"
 TINY_MODEL = "tiny"
+_ALIVE_INTERVAL_S = 0.25
 
 
 class ExecutorApp:
@@ -50,6 +53,12 @@ class ExecutorApp:
     def address(self) -> str:
         """Where the service listens."""
         return self.server.address
+
+    async def until_dead(self) -> None:
+        """Return when the engine has failed for good. Readiness is gone by then."""
+        while self.engine.alive:  # noqa: ASYNC110  # the engine's thread knows no loop that it could tell
+            await asyncio.sleep(_ALIVE_INTERVAL_S)
+        await self.server.health.set_ready(False)
 
     async def __aenter__(self) -> Self:
         config, own = self._config, self._config.executor
@@ -77,6 +86,7 @@ class ExecutorApp:
                 lambda: own.advertise or self.server.address,
                 attach_timeout_s=own.attach_timeout_s,
                 stall_pause_s=own.stall_pause_s,
+                meter=self._meter(),
             )
             self.server.add(executor_pb2_grpc.add_ExecutorServiceServicer_to_server, service)
             self.server.on_drain(lambda: self._drain(control))
@@ -90,6 +100,11 @@ class ExecutorApp:
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
 
+    def _meter(self) -> Meter | None:
+        if self._telemetry is None:
+            return None
+        return Meter(self._telemetry.instruments, self.engine, self._config.executor.engine_id)
+
     async def _drain(self, control: Control) -> None:
         """Let live attempts end while their scheduler is there to hear of it, then end its stream."""
         if control.held:
@@ -100,10 +115,16 @@ class ExecutorApp:
 
 
 async def build_engine(config: ExecutorConfig) -> Engine:
-    """The engine of a configuration. Loading a model takes a while and happens off the loop."""
-    if config.backend == "simulated":
-        return SimulatedEngine(_simulated(config), LoopDriver())
-    return await asyncio.to_thread(_llamacpp, config)
+    """The engine of a configuration. Loading a model takes a while and happens off the loop.
+
+    Raises ConfigError for settings that contradict each other or an unknown profile.
+    """
+    try:
+        if config.backend == "simulated":
+            return SimulatedEngine(_simulated(config), LoopDriver())
+        return await asyncio.to_thread(_llamacpp, config)
+    except ValueError as error:
+        raise ConfigError([f"executor: {error}"]) from error
 
 
 def _simulated(config: ExecutorConfig) -> SimulatedConfig:

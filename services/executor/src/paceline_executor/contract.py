@@ -380,6 +380,10 @@ class Engine(Protocol):
     def events(self) -> EventSource:
         """Where everything it has to say comes out, in order."""
 
+    @property
+    def alive(self) -> bool:
+        """False once the engine has stopped for good, by `close` or by a failure: only a new process helps."""
+
     def add(self, spec: AttemptSpec, state: bytes | None = None) -> None:
         """Take an attempt in; tokenises (blocks a little). Answer: `AttemptAccepted` or `AttemptEnded(REJECTED)`.
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from paceline.executor.v1 import executor_pb2
-from paceline_executor.contract import AttemptEnded, EndReason, Engine, EngineError, Ids, Plan
+from paceline_executor.contract import AttemptEnded, EndReason, Engine, EngineError, Event, Ids, Plan
 from paceline_executor.from_proto import ids_of, plan_of, spec_of
 from paceline_executor.landing import Landing
 from paceline_executor.report import reports_of
@@ -37,6 +37,7 @@ class RunSession:
         endpoint: str,
         stall_pause_s: float,
         counters: Counter[str],
+        count: Callable[[list[Event]], None] | None = None,
     ) -> None:
         self._engine = engine
         self._landing = landing
@@ -52,6 +53,7 @@ class RunSession:
         self._plan: Plan | None = None
         self._paused = False
         self._counters = counters
+        self._count = count
 
     def fence(self) -> None:
         """A newer stream has the engine: end this one."""
@@ -168,7 +170,10 @@ class RunSession:
             if answers.tickets or answers.ended:
                 self._answers = executor_pb2.Report()
                 await self._deliver(answers)
-            for report in reports_of(self._engine.events.drain()):
+            events = self._engine.events.drain()
+            if self._count is not None:
+                self._count(events)
+            for report in reports_of(events):
                 if report.ended and not report.HasField("kv"):
                     # An idle engine makes no steps that would tell what the end has freed.
                     report.kv.CopyFrom(kv_message(self._engine.kv_use()))

@@ -13,6 +13,7 @@ from paceline.executor.v1 import executor_pb2, executor_pb2_grpc
 from paceline_executor.contract import Engine, EngineError, StateRequirements
 from paceline_executor.control import Control
 from paceline_executor.landing import Landing
+from paceline_executor.meter import Meter
 from paceline_executor.pull import MAX_CHUNK_BYTES
 from paceline_executor.run_session import RunSession
 from paceline_executor.to_proto import capabilities_message, ids_to_bytes, live_message
@@ -46,6 +47,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         *,
         attach_timeout_s: float,
         stall_pause_s: float,
+        meter: Meter | None = None,
     ) -> None:
         self._engine = engine
         self._identity = identity
@@ -55,6 +57,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self._endpoint = endpoint
         self._attach_timeout_s = attach_timeout_s
         self._stall_pause_s = stall_pause_s
+        self._meter = meter
         self.counters: Counter[str] = Counter()
         """What happened on control streams so far: attaches, stall_pauses."""
 
@@ -76,6 +79,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             endpoint=self._endpoint(),
             stall_pause_s=self._stall_pause_s,
             counters=self.counters,
+            count=None if self._meter is None else self._meter.count,
         )
         self._control.take(session, attach.fencing_token)
         self.counters["attaches"] += 1

@@ -38,7 +38,7 @@ def settings(backend: str, tiny_model_path: Path) -> dict[str, Any]:
     """Settings of an executor with this engine."""
     common: dict[str, Any] = {
         "listen": "127.0.0.1:0",
-        "server": ServerConfig(drain_grace_s=0.2),
+        "server": ServerConfig(drain_grace_s=0.02),
         "max_batch": 8,
         "max_resident": 16,
         "context_tokens": 512,

@@ -1,4 +1,4 @@
-"""The simulated engine: what others ask of it, from any thread. Its steps are in `stepping`, its attempts in `table`."""
+"""The simulated engine: what is asked of it, from any thread. Its steps are in `stepping`, its attempts in `table`."""
 
 import logging
 import os
@@ -87,6 +87,11 @@ class SimulatedEngine:
     def events(self) -> Outbox:
         """Where everything the engine has to say comes out."""
         return self._outbox
+
+    @property
+    def alive(self) -> bool:
+        """False once closed."""
+        return not self._closed
 
     @property
     def counters(self) -> Counter[str]:
