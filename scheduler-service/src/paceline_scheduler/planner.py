@@ -13,6 +13,9 @@ from paceline_core.batch.pressure import fit
 from paceline_core.batch.view import BatchView, IntArray
 from paceline_scheduler.state import SchedulerState
 
+_HEADS_KEPT = 8
+"""Plans remembered that no step was reported of yet; more are in flight only when the engine is stuck."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
@@ -38,7 +41,7 @@ class Planner:
         """The newest plan."""
         self.isolating = False
         """True while the plan lists one isolated attempt alone."""
-        self._heads: deque[frozenset[int]] = deque(maxlen=2)
+        self._heads: deque[tuple[int, frozenset[int]]] = deque(maxlen=_HEADS_KEPT)
 
     @property
     def policy_name(self) -> str:
@@ -46,11 +49,14 @@ class Planner:
         return self._policy.name
 
     def may_be_running(self, attempt_key: int) -> bool:
-        """True if the engine may have begun a step with it that no report told of: the heads of the last two plans.
+        """True if the engine may have begun a step with it that no report told of: it is in the head of the plan that
+        the last reported step followed, or of a newer one."""
+        return any(attempt_key in head for _, head in self._heads)
 
-        Two, because the engine may have died before it adopted the newest.
-        """
-        return any(attempt_key in head for head in self._heads)
+    def new_life(self) -> None:
+        """Another engine process: it has not seen any plan."""
+        self.forget()
+        self._heads.clear()
 
     def forget(self) -> None:
         """The executor has no plan: the next one is sent whatever it says."""
@@ -58,6 +64,8 @@ class Planner:
 
     def stepped(self, plan_id: int) -> None:
         """A step followed `plan_id`; after `valid_for_steps` of them it is time to plan again."""
+        while self._heads and self._heads[0][0] < plan_id:
+            self._heads.popleft()
         if plan_id != self.record.plan.plan_id:
             return
         self._steps += 1
@@ -93,7 +101,8 @@ class Planner:
         if changed:
             self._plan_id += 1
             plan.plan_id = self._plan_id
-            self._heads.append(frozenset(plan.attempt_keys[: plan.max_batch or view.capacity.max_batch]))
+            head = plan.attempt_keys[: plan.max_batch or view.capacity.max_batch]
+            self._heads.append((plan.plan_id, frozenset(head)))
         self.record = self._explained(chosen, view, order, plan, (time.perf_counter() - began) * 1000)
         return plan if changed else None
 

@@ -52,9 +52,12 @@ class Recovery:
             engine.kv.Clear()
             for attempt in state.table:
                 attempt.sent = False
+        if reborn:
+            self._planner.new_life()
+        else:
+            self._planner.forget()
         adopted = self._reconcile(attached)
         self._adopting = False
-        self._planner.forget()
         state.mark_dirty()
         log.info(
             "attached to the engine",
