@@ -33,8 +33,8 @@ class Verdict:
 def judge(loss: Loss, *, max_attempts: int, isolate_tokens: int) -> Verdict:
     """Suspects run apart, a second crash ends them, attempts are bounded (docs/contract.md, Losses).
 
-    Who got past the point of the first crash alone is cleared of it: else two poisoned requests, one after the other,
-    would take everybody with them.
+    Who got past the point of the first crash alone is cleared of it: else two poisoned requests, one after
+    the other, would take everybody with them.
     """
     cleared = 0 < loss.isolate_until <= loss.next_index
     crashes = (0 if cleared else loss.crashes) + loss.in_flight
