@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from paceline_executor.contract import (
     AttemptAccepted,
@@ -15,12 +16,14 @@ from paceline_executor.contract import (
     Ids,
     Plan,
     Republished,
+    Sampling,
     StepReport,
     TokenColumns,
 )
 from paceline_executor.llamacpp import LlamaCppConfig, LlamaCppEngine
 from paceline_executor.llamacpp.context import Context, ContextShape
 from paceline_executor.llamacpp.model import Model
+from paceline_executor.llamacpp.sampling import SampleRow, sample
 from paceline_executor.llamacpp.tiny import write_tiny_model
 
 CONTEXT_TOKENS = 512
@@ -94,6 +97,7 @@ class Driver:
             assert time.monotonic() < deadline, (
                 f"not in time: {self.engine.live_table()} {self.engine.counters}"
             )
+            assert not self.engine.counters["fatal"], "the step loop failed"
             self.engine.events.wait(0.2)
             self.pump()
 
@@ -142,20 +146,37 @@ class Reference:
                     return output[: index + 1]
         return output
 
+    def drawn(self, prompt: Ids, tokens: int, sampling: Sampling) -> list[int]:
+        """The first `tokens` sampled tokens: the number of draw i is that of output index i."""
+        output: list[int] = []
+        for logits in self._logits(prompt, output):
+            output.append(sample(logits, [SampleRow(sampling, len(output), prompt, list(output))])[0])
+            if len(output) == tokens:
+                break
+        return output
+
     def _compute(self, prompt: Ids, tokens: int) -> list[int]:
+        output: list[int] = []
+        for logits in self._logits(prompt, output):
+            output.append(int(logits[0].argmax()))
+            if len(output) == tokens:
+                break
+        return output
+
+    def _logits(self, prompt: Ids, output: list[int]) -> Iterator[NDArray[np.float32]]:
+        """Logits of each next token; the caller appends what it takes to `output`."""
         self._context.truncate(0, 0)
         logits = np.empty((0, 0), np.float32)
         for start in range(0, len(prompt), CHUNK_TOKENS):
             chunk = prompt[start : start + CHUNK_TOKENS]
             last = start + len(chunk) == len(prompt)
             logits = self._context.prefill(0, chunk, start, wants_logits=last)
-        output = [int(logits[0].argmax())]
+        yield logits
         slot, wanted = np.zeros(1, np.int32), np.ones(1, np.bool_)
-        while len(output) < tokens:
+        while True:
             token = np.array(output[-1:], np.int32)
             position = np.array([len(prompt) + len(output) - 1], np.int32)
-            output.append(int(self._context.decode(slot, token, position, wanted)[0].argmax()))
-        return output
+            yield self._context.decode(slot, token, position, wanted)
 
     def close(self) -> None:
         self._context.close()

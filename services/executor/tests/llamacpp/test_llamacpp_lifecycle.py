@@ -17,7 +17,7 @@ from paceline_executor.contract import (
     Sampling,
     StateRequirements,
     StepReport,
-)
+)from paceline_executor.llamacpp.context import DecodeError
 
 GREEDY = Sampling(ignore_eos=True)
 
@@ -305,6 +305,43 @@ def test_a_slower_engine_says_so_and_is(start, prompts) -> None:
     driver.run(spec(1, prompts[1], 5))
     assert driver.engine.capabilities.speed_factor == 3.0
     assert all(report.step_ms >= report.decode_ms for report in driver.reports)
+
+
+def test_a_refused_call_fails_its_attempts_and_not_the_engine(start, prompts, reference, monkeypatch) -> None:
+    driver = start()
+    context = driver.engine._context
+    decode, calls = context.decode, []
+
+    def refuse_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise DecodeError("llama_decode answered 1")
+        return decode(*arguments)
+
+    monkeypatch.setattr(context, "decode", refuse_once)
+    for key in (1, 2, 3):
+        driver.engine.add(spec(key, prompts[9], 20))
+    driver.plan(1, 2)
+    driver.until_ended(1, 2)
+    assert {driver.ended[key].error_reason for key in (1, 2)} == {"DECODE_FAILED"}
+    assert driver.engine.kv_use().used_tokens == driver.engine.kv_use().cached_tokens == 0
+    driver.plan(3)
+    driver.until_ended(3)
+    assert driver.output(3) == reference.answer(prompts[9], 20, stop_at_end=False)
+
+
+def test_a_failure_of_the_loop_ends_every_attempt_and_shows(start, prompts, monkeypatch) -> None:
+    driver = start()
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    monkeypatch.setattr(driver.engine._stepper, "decode", lambda run_set: 1 / 0)
+    driver.engine.add(spec(1, prompts[1]))
+    driver.engine.add(spec(2, prompts[1]))
+    driver.plan(1)
+    while driver.engine.alive:
+        driver.engine.events.wait(0.1)
+    driver.pump()
+    assert {driver.ended[key].error_reason for key in (1, 2)} == {"ENGINE_FAILED"}
+    driver.engine.counters["fatal"] = 0
 
 
 def test_plans_with_limits_of_another_length_are_refused(start) -> None:

@@ -160,10 +160,11 @@ def test_sampling_leaves_the_logits_alone() -> None:
         Sampling(temperature=1.0, seed=3, stop=("\ufffd\ufffd", "q"), ignore_eos=True),
     ],
 )
-def test_a_replay_draws_the_same_tokens_and_text(start, prompts, sampling) -> None:
+def test_a_replay_draws_the_same_tokens_and_text(start, reference, prompts, sampling) -> None:
     driver = start()
     driver.run(AttemptSpec(1, "r", 60, prompt_ids=prompts[6], sampling=sampling))
     whole, pieces = driver.output(1), driver.pieces[1]
+    assert whole == reference.drawn(prompts[6], 60, sampling)[: len(whole)]
     assert driver.run(AttemptSpec(9, "r", 60, prompt_ids=prompts[6], sampling=sampling)) is None
     assert driver.pieces[9] == pieces
     for key, cut in enumerate(sorted({0, 1, len(whole) // 3, len(whole) - 1}), start=10):

@@ -60,9 +60,7 @@ class Attempt:
         for token in spec.forced_ids.tolist():
             if self.append(token) is not None:
                 break
-        self.published = len(self.output_ids)
-        """Output index from which on tokens go out."""
-        forced_prefill = self.published if spec.replay is ReplayMode.FAST else 0
+        forced_prefill = len(self.output_ids) if spec.replay is ReplayMode.FAST else 0
         self.prefill_target = self.prompt_tokens + forced_prefill
         """Positions computed by prefill chunks; those after it by decode steps, also when computed again."""
 

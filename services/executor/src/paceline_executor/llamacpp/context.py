@@ -6,6 +6,8 @@ the sum of contexts; the price is that a call is one pass only for ascending, ga
 
 import ctypes
 import functools
+import statistics
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,8 @@ from paceline_executor.llamacpp.model import Model
 
 KV_TYPE = "f16"
 """Type of the keys and values this binding asks for (llama.cpp's default)."""
+
+_MOVE_TRIALS = 5
 
 
 class DecodeError(RuntimeError):
@@ -34,6 +38,14 @@ class ContextShape:
     """Largest prefill call, in tokens."""
     threads: int = 1
     """OpenMP barriers collapse when threads outnumber free cores, and one thread keeps answers schedule-invariant."""
+
+
+@dataclass(frozen=True)
+class MoveCost:
+    """What a token of KV weighs, and how long it takes from one slot to another."""
+
+    bytes_per_token: int
+    ms_per_token: float
 
 
 class Context:
@@ -164,13 +176,18 @@ class Context:
             )
 
     @functools.cached_property
-    def bytes_per_token(self) -> int:
-        """KV bytes of one token, measured on slot 0, which must be free."""
+    def move_cost(self) -> MoveCost:
+        """Measured on slot 0, which must be free: ask before anything runs."""
         tokens = self.shape.chunk_tokens
         self.prefill(0, np.zeros(tokens, np.int32), 0, wants_logits=False)
-        size = len(self.read_state(0))
+        times_s: list[float] = []
+        for _ in range(_MOVE_TRIALS):
+            began_s = time.perf_counter()
+            state = self.read_state(0)
+            self.write_state(0, state)
+            times_s.append(time.perf_counter() - began_s)
         self.truncate(0, 0)
-        return size // tokens
+        return MoveCost(len(state) // tokens, 1e3 * statistics.median(times_s) / tokens)
 
     def clear(self) -> None:
         """Empty every slot."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from paceline_executor.contract import (
+    ENGINE_FAILED,
     AttemptAccepted,
     AttemptEnded,
     AttemptSpec,
@@ -55,6 +56,8 @@ from paceline_executor.validation import check_spec, prompt_ids_of
 _log = logging.getLogger(__name__)
 _EXPORT_TIMEOUT_S = 30.0
 _TOMBSTONE_SWEEP_S = 5.0
+_TYPICAL_TOKENS = 512
+"""KV moved when one sequence takes another's place in the run set: two of 256 tokens."""
 
 
 class LlamaCppEngine:
@@ -339,7 +342,6 @@ class LlamaCppEngine:
         for token in ids[overlap:].tolist():
             if (ended := attempt.append(token)) is not None:
                 break
-        attempt.published = len(attempt.output_ids)
         attempt.awaiting = not final
         if ended is not None:
             self._bury(attempt, ended)
@@ -409,7 +411,7 @@ class LlamaCppEngine:
             self.counters["fatal"] += 1
             self._residency.drop_all()
             for attempt in list(self._attempts.values()):
-                self._fail(attempt, "ENGINE_FAILED", message)
+                self._fail(attempt, ENGINE_FAILED, message)
 
     @property
     def alive(self) -> bool:
@@ -468,6 +470,8 @@ class LlamaCppEngine:
             _log.exception("a step failed; its attempts end")
             with self._wake:
                 for attempt in run_set:
+                    # Its KV is not to be trusted, so none of it may reach the prefix cache.
+                    self._residency.evict(attempt)
                     self._fail(attempt, "DECODE_FAILED", str(error))
             return
         if prefill.advanced or decode.decode_batch:
@@ -549,12 +553,12 @@ class LlamaCppEngine:
             speed_factor=config.speed_factor,
             plan_granularity=PlanGranularity.ITERATION,
             pause_modes=(PauseMode.KEEP_KV, PauseMode.RECOMPUTE),
-            run_set_change_cost_ms=0.0,
+            run_set_change_cost_ms=_TYPICAL_TOKENS * self._context.move_cost.ms_per_token,
             max_batch=config.max_batch,
             max_resident=config.max_resident,
             max_context_tokens=config.context_tokens,
             kv_capacity_tokens=config.max_resident * config.context_tokens,
-            kv_bytes_per_token=self._context.bytes_per_token,
+            kv_bytes_per_token=self._context.move_cost.bytes_per_token,
             kv_type=KV_TYPE,
             prefill_chunk_tokens=config.chunk_tokens,
             kv_transfer=True,
