@@ -8,7 +8,6 @@ from paceline_core import lengths
 from paceline_core.batch.laxity import laxity_ms, p_meet, step_now_ms
 from paceline_core.batch.plan import PlanReason
 from paceline_core.batch.view import FloatArray, IntArray
-from paceline_core.headroom import remaining_mean_tokens
 from paceline_runtime.errors import PacelineError, Reason
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.planner import Planner
@@ -104,7 +103,7 @@ class Explainer:
         """[R] Remaining mean tokens and [R] laxity of rows."""
         state = self._state
         view = state.table.view(state.engine.capacity, state.fitter.model, rows)
-        remaining = np.where(state.table.alive[rows], remaining_mean_tokens(view), 0.0)
+        remaining = np.where(state.table.alive[rows], state.table.remaining_mean(rows), 0.0)
         return remaining, laxity_ms(view, state.now_ms(), remaining)
 
     def _row(self, attempt: Attempt, remaining: float, laxity: float) -> scheduler_pb2.LiveRequest:

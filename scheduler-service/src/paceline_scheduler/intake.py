@@ -174,7 +174,7 @@ class Intake:
             return
         table = self._state.table
         if reestimate.estimate.probabilities:
-            table.length_cdf[attempt.row] = cdf_from(reestimate.estimate)
+            table.estimate(attempt.row, cdf_from(reestimate.estimate))
         if reestimate.task_call_budget_ms > 0 and attempt.slo.slo_class is SloClass.TASK:
             table.call_due_ms[attempt.row] = self._state.now_ms() + reestimate.task_call_budget_ms
         self._state.mark_dirty()

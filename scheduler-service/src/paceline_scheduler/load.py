@@ -6,7 +6,7 @@ from paceline.common.v1 import slo_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.batch.laxity import p_meet
 from paceline_core.batch.state import RunState
-from paceline_core.headroom import HORIZONS_MS, headroom, remaining_mean_tokens
+from paceline_core.headroom import HORIZONS_MS, headroom
 from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.wire import model_to
 
@@ -30,7 +30,7 @@ class LoadReporter:
         engine, table = state.engine, state.table
         now = state.now_ms()
         view = table.view(engine.capacity, state.fitter.model)
-        remaining = remaining_mean_tokens(view)
+        remaining = table.remaining_mean(view.row_id)
         states = np.bincount(view.state, minlength=RunState.EVICTED + 1)
         curves = headroom(view, now, remaining)
         load = scheduler_pb2.Load(
@@ -68,7 +68,9 @@ class LoadReporter:
         table = state.table
         if not table.live or not state.fitter.model.known:
             return
-        view = table.view(state.engine.capacity, state.fitter.model)
+        # Requests that have run: what waits for its first run is priced by its place in the queue, above.
+        rows = np.flatnonzero(table.alive & table.started)
+        view = table.view(state.engine.capacity, state.fitter.model, rows)
         chance, laxity = p_meet(view, state.now_ms())
         known = table.at_risk[view.row_id]
         for i in np.flatnonzero((chance < _AT_RISK) & ~known).tolist():

@@ -29,6 +29,9 @@ from paceline_scheduler.table import LiveTable
 
 log = logging.getLogger(__name__)
 
+_LOAD_SHARE = 20
+"""Load reports take at most one part in so many of the loop's time."""
+
 
 class SchedulerLoop:
     """One engine's scheduler, without its streams: those call it, and carry what it leaves in the outboxes."""
@@ -87,13 +90,17 @@ class SchedulerLoop:
     async def run_timer(self) -> None:
         """Load reports, risks and time-outs, until cancelled. One wake-up per load interval."""
         interval_s = self.state.config.load_interval_ms / 1000
+        pause_s = interval_s
         while True:
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(pause_s)
+            began = self._loop.time()
             self.ends.expire(self.state.now_ms())
             if len(self.state.sessions):
                 self.loads.tell_risks()
                 self._tell_load()
             self._schedule()
+            # With very many requests the curves take milliseconds: tell them less often than keep the engine waiting.
+            pause_s = max(interval_s, _LOAD_SHARE * (self._loop.time() - began))
 
     def _tell_load(self) -> None:
         load = self.loads.load()

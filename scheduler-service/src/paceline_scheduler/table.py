@@ -21,7 +21,7 @@ from paceline_scheduler.interner import Interner
 _INT: Final = (
     "prompt_tokens", "kv_tokens", "cached_tokens", "generated", "max_tokens", "token_limit", "isolate_until",
 )  # fmt: skip
-_FLOAT: Final = ("arrival_ms", "ttft_ms", "tbt_ms", "e2e_ms", "call_due_ms")
+_FLOAT: Final = ("arrival_ms", "ttft_ms", "tbt_ms", "e2e_ms", "call_due_ms", "mean_left", "mean_at")
 _SMALL: Final = ("tenant", "task", "priority", "router")
 _BYTE: Final = ("slo_class", "state")
 _FLAG: Final = ("alive", "started", "at_risk")
@@ -42,6 +42,8 @@ class LiveTable:
     tbt_ms: NDArray[np.float64]
     e2e_ms: NDArray[np.float64]
     call_due_ms: NDArray[np.float64]
+    mean_left: NDArray[np.float64]
+    mean_at: NDArray[np.float64]
     tenant: NDArray[np.int32]
     task: NDArray[np.int32]
     priority: NDArray[np.int32]
@@ -105,6 +107,7 @@ class LiveTable:
         self.slo_class[row] = slo.slo_class
         self.ttft_ms[row], self.tbt_ms[row], self.e2e_ms[row] = slo.ttft_ms, slo.tbt_ms, slo.e2e_ms
         self.call_due_ms[row] = np.inf
+        self.mean_at[row] = -1.0
         self.router[row] = self._routers.acquire(attempt.router_id)
         self.tenant[row] = self._tenants.acquire(attempt.tenant)
         is_task = slo.slo_class is SloClass.TASK and slo.task_id
@@ -168,6 +171,22 @@ class LiveTable:
         self.router[attempt.row] = self._routers.acquire(router_id)
         attempt.router_id = router_id
         self.version += 1
+
+    def estimate(self, row: int, cdf: NDArray[np.float64]) -> None:
+        """A new length CDF [K] for a row."""
+        self.length_cdf[row] = cdf
+        self.mean_at[row] = -1.0
+
+    def remaining_mean(self, rows: IntArray) -> NDArray[np.float64]:
+        """[R] Expected output tokens still to come. Computed again only where tokens came out since: most rows wait."""
+        stale = rows[self.mean_at[rows] != self.generated[rows]]
+        if len(stale):
+            generated = self.generated[stale].astype(np.float64)
+            cdf = self.length_cdf[stale].astype(np.float64)
+            total = lengths.mean(cdf, generated, self.max_tokens[stale].astype(np.float64))
+            self.mean_left[stale] = np.maximum(total - generated, 1.0)
+            self.mean_at[stale] = generated
+        return self.mean_left[rows]
 
     def view(self, capacity: Capacity, model: EngineModel, rows: IntArray | None = None) -> BatchView:
         """What policies see: the live rows, or the given ones."""
