@@ -89,6 +89,10 @@ class DeviationReason(Enum):
     UNSUPPORTED = "unsupported"
 
 
+ENGINE_FAILED = "ENGINE_FAILED"
+"""Error reason of attempts that ended because the engine did. Not for their clients: another engine replays them."""
+
+
 class EngineError(Exception):
     """A request that this engine refuses. `reason` is UPPER_SNAKE, the message is for people."""
 

@@ -13,7 +13,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from paceline.executor.v1 import executor_pb2
-from paceline_executor.contract import AttemptEnded, EndReason, Engine, EngineError, Event, Ids, Plan
+from paceline_executor.contract import (
+    ENGINE_FAILED,
+    AttemptEnded,
+    EndReason,
+    Engine,
+    EngineError,
+    Event,
+    Ids,
+    Plan,
+)
 from paceline_executor.from_proto import ids_of, plan_of, spec_of
 from paceline_executor.landing import Landing
 from paceline_executor.report import reports_of
@@ -173,11 +182,15 @@ class RunSession:
             events = self._engine.events.drain()
             if self._count is not None:
                 self._count(events)
-            for report in reports_of(events):
+            died = [e for e in events if isinstance(e, AttemptEnded) and e.error_reason == ENGINE_FAILED]
+            for report in reports_of([event for event in events if event not in died] if died else events):
                 if report.ended and not report.HasField("kv"):
                     # An idle engine makes no steps that would tell what the end has freed.
                     report.kv.CopyFrom(kv_message(self._engine.kv_use()))
                 await self._deliver(report)
+            if died:
+                # Not the ends of requests: without a stream the scheduler takes them for lost, and they are replayed.
+                raise PacelineError(Reason.UNAVAILABLE, f"the engine has failed: {died[0].message}")
 
     async def _deliver(self, report: executor_pb2.Report) -> None:
         stall = self._loop.call_later(self._stall_pause_s, self._pause)

@@ -72,6 +72,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     ) -> None:
         """The control stream: see `run_session`."""
         attach = await self._first(request_iterator)
+        if not self._engine.alive:
+            raise PacelineError(Reason.UNAVAILABLE, "the engine has failed; this process is about to end")
         session = RunSession(
             self._engine,
             self._landing,

@@ -187,6 +187,33 @@ async def test_half_closing_ends_the_stream_well(executor: ExecutorApp, connect:
     assert peer.error.code() is grpc.StatusCode.OK
 
 
+@pytest.mark.parametrize("backend", ["tiny"], indirect=True)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_engine_ends_its_stream_not_its_attempts(
+    executor: ExecutorApp, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = await connect(executor)
+    await peer.add(1, max_tokens=400)
+    await peer.plan(1, token_limits=[3])
+    await peer.until_count(1, 3)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(executor.engine, "_run_step", fail)
+    await peer.plan(1)
+    await peer.until(lambda: peer.error is not None, "the end of the stream")
+    assert peer.error is not None
+    assert from_rpc_error(peer.error).reason == "UNAVAILABLE"
+    assert not peer.ended
+    await asyncio.wait_for(executor.until_dead(), PATIENCE_S)
+    assert not executor.server.health.ready
+    late = Peer(executor.address)
+    error = await refusal(late, executor_pb2.RunRequest(attach=executor_pb2.Attach(fencing_token=99)))
+    assert from_rpc_error(error).reason == "UNAVAILABLE"
+    await late.close()
+
+
 @pytest.mark.parametrize("backend", ["simulated"], indirect=True)
 async def test_a_scheduler_that_does_not_read_pauses_the_engine(start: Start, connect: Connect) -> None:
     app = await start(
