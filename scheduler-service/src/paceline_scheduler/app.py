@@ -65,7 +65,8 @@ class SchedulerApp:
     async def start(self) -> None:
         """Listen, and dial the executor. Ready once the engine is there."""
         config = self._config
-        self.loop = SchedulerLoop(config, self._policy)
+        instruments = None if self._telemetry is None else self._telemetry.instruments
+        self.loop = SchedulerLoop(config, self._policy, instruments)
         self.server = Server(
             config.server.model_copy(update={"listen": config.listen}),
             tls=self._tls,

@@ -15,10 +15,12 @@ from paceline_core.batch.policy import BatchPolicy
 from paceline_core.engine_model import EngineModelFitter
 from paceline_core.tracker import SloTracker
 from paceline_runtime.errors import PacelineError, Reason, invalid
+from paceline_runtime.telemetry.metrics import Instruments
 from paceline_scheduler.config import SchedulerConfig
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.intake import Intake
 from paceline_scheduler.load import LoadReporter
+from paceline_scheduler.metrics import SchedulerMetrics
 from paceline_scheduler.outbox import CommandOutbox
 from paceline_scheduler.planner import Planner
 from paceline_scheduler.recovery import Recovery
@@ -36,7 +38,9 @@ _LOAD_SHARE = 20
 class SchedulerLoop:
     """One engine's scheduler, without its streams: those call it, and carry what it leaves in the outboxes."""
 
-    def __init__(self, config: SchedulerConfig, policy: BatchPolicy) -> None:
+    def __init__(
+        self, config: SchedulerConfig, policy: BatchPolicy, instruments: Instruments | None = None
+    ) -> None:
         self.started_unix_ms = unix_ms()
         self.state = SchedulerState(
             config=config,
@@ -49,6 +53,9 @@ class SchedulerLoop:
             mark_output=self._schedule,
         )
         self.planner = Planner(self.state, policy, self.started_unix_ms)
+        self._metrics = (
+            None if instruments is None else SchedulerMetrics(instruments, self.state, policy.name)
+        )
         self.ends = Ends(self.state)
         self.intake = Intake(self.state, self.ends)
         self.loads = LoadReporter(self.state)
@@ -83,6 +90,8 @@ class SchedulerLoop:
                 plan = self.planner.plan()
                 if plan is not None:
                     state.outbox.plan(plan)
+                if self._metrics is not None:
+                    self._metrics.planned(self.planner.record.plan_ms, sent=plan is not None)
             self._ended.set()
         state.outbox.flush()
         state.sessions.flush()
@@ -95,6 +104,8 @@ class SchedulerLoop:
             await asyncio.sleep(pause_s)
             began = self._loop.time()
             self.ends.expire(self.state.now_ms())
+            if self._metrics is not None:
+                self._metrics.flush()
             if len(self.state.sessions):
                 self.loads.tell_risks()
                 self._tell_load()

@@ -13,6 +13,7 @@ from paceline_core.batch.state import RunState
 from paceline_core.batch.view import IntArray
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
+from paceline_scheduler.metrics import PREEMPTED
 from paceline_scheduler.planner import Planner
 from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.table import LiveTable
@@ -202,6 +203,9 @@ class Reports:
         if stands is RunState.RUNNING:
             table.started[row] = True
         if table.state[row] != stands:
+            limit = table.token_limit[row]
+            if table.state[row] == RunState.RUNNING and not 0 < limit <= table.generated[row]:
+                self._state.counts[PREEMPTED + stands.name.lower()] += 1
             table.state[row] = stands
             attempt.note(now_ms - table.arrival_ms[row], stands.name.lower())
 
