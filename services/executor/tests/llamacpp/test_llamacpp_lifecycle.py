@@ -17,7 +17,8 @@ from paceline_executor.contract import (
     Sampling,
     StateRequirements,
     StepReport,
-)from paceline_executor.llamacpp.context import DecodeError
+)
+from paceline_executor.llamacpp.context import DecodeError
 
 GREEDY = Sampling(ignore_eos=True)
 
