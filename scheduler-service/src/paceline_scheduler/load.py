@@ -73,7 +73,8 @@ class LoadReporter:
         view = table.view(state.engine.capacity, state.fitter.model, rows)
         chance, laxity = p_meet(view, state.now_ms())
         known = table.at_risk[view.row_id]
-        for i in np.flatnonzero((chance < _AT_RISK) & ~known).tolist():
+        # Who waits for credit is late by its client's doing.
+        for i in np.flatnonzero((chance < _AT_RISK) & ~known & view.runnable()).tolist():
             attempt = table.at(int(view.row_id[i]))
             session = state.sessions.get(attempt.router_id)
             if session is not None:

@@ -164,6 +164,7 @@ class Reports:
         kv_tokens = table.prompt_tokens[rows] + (upto - 1)
         table.kv_tokens[rows] = np.where(table.state[rows] == _EVICTED, 0, kv_tokens) if moved else kv_tokens
         for row in state.tracker.tokens(rows, first, count, now_ms).tolist():
+            table.started[row] = True
             table.at(row).note(now_ms - table.arrival_ms[row], "first_token")
         if self._planner.isolating and (upto >= table.isolate_until[rows]).any():
             state.mark_dirty()
