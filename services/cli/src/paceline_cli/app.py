@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import bench, config, drain, live, request, status, up
+from paceline_cli.commands import bench, config, doctor, drain, live, request, status, up
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(status.status)
 app.add_typer(request.app, name="request")
 app.command()(request.explain)
 app.command()(drain.drain)
+app.command()(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.command()(live.live)
 app.add_typer(bench.app, name="bench")

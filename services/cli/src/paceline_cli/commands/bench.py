@@ -25,9 +25,9 @@ def _say(text: str) -> None:
 @app.command("line")
 def line(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of single requests.")] = 40,
-    throughput_rounds: Annotated[int, typer.Option(min=1, help="Rounds of full batches.")] = 5,
+    throughput_rounds: Annotated[int, typer.Option(min=1, help="Rounds of full batches.")] = 4,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Requests at once in the throughput part.")] = 16,
-    output_tokens: Annotated[int, typer.Option(min=8, help="Output tokens of each of them.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=8, help="Output tokens of each of them.")] = 64,
     model: Annotated[str, typer.Option(help="`tiny`, a GGUF file, or empty for the default model.")] = "",
     sets: SetOption = None,
     as_json: JsonOption = False,

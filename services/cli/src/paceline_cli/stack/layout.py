@@ -46,20 +46,23 @@ def engine_ids(count: int, backend: str) -> tuple[str, ...]:
     return tuple(f"{prefix}-{index}" for index in range(count))
 
 
+def wanted_ports(up: UpConfig) -> dict[str, int]:
+    """The fixed ports by who wants them: gateway, router, predictor, schedulers, executors, in this order."""
+    ports = {"gateway": up.gateway_port, "router": up.router_port, "predictor": up.predictor_port}
+    ports |= {f"scheduler {index}": up.scheduler_port + index for index in range(up.engines)}
+    ports |= {f"executor {index}": up.executor_port + index for index in range(up.engines)}
+    return ports
+
+
 def draw_addresses(up: UpConfig) -> Addresses:
     """The ports of the configuration, checked to be free, or free ones. Raises `PortConflictError`."""
     host, count = up.host, up.engines
+    wanted = wanted_ports(up)
     if up.ports == "auto":
-        ports = free_ports(host, 3 + 2 * count)
+        ports = free_ports(host, len(wanted))
     else:
-        ports = [up.gateway_port, up.router_port, up.predictor_port]
-        ports += [up.scheduler_port + index for index in range(count)]
-        ports += [up.executor_port + index for index in range(count)]
-        names = ["gateway", "router", "predictor"]
-        names += [f"scheduler {index}" for index in range(count)] + [
-            f"executor {index}" for index in range(count)
-        ]
-        require_free(host, dict(zip(names, ports, strict=True)))
+        require_free(host, wanted)
+        ports = list(wanted.values())
     where = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports]
     return Addresses(where[0], where[1], where[2], tuple(where[3 : 3 + count]), tuple(where[3 + count :]))
 

@@ -33,9 +33,9 @@ class LinePlan:
     """How much to measure."""
 
     ttft_rounds: int = 40
-    throughput_rounds: int = 5
+    throughput_rounds: int = 4
     batch: int = 16
-    output_tokens: int = 128
+    output_tokens: int = 64
 
 
 @dataclass(slots=True)

@@ -123,7 +123,7 @@ class RelayClient:
 async def measure_relay(
     plan: RelayPlan, router: str, pids: dict[str, int], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Throughput with full engines, then memory with many more requests. `pids`: process -> pid, `router` among them."""
+    """Throughput with full engines, then memory with many more requests. `pids`: process -> pid, with `router`."""
     client = RelayClient(router, plan)
     reader = asyncio.create_task(client.run(), name="relay client")
     processes = {name: psutil.Process(pid) for name, pid in pids.items()} | {"client": psutil.Process()}
@@ -146,7 +146,7 @@ async def measure_relay(
         reader.cancel()
         await asyncio.wait([reader])
     return {
-        "tokens_per_s": round(throughput["tokens_per_s"], 1),
+        "tokens_per_s": round(throughput.pop("tokens_per_s"), 1),
         "router_bytes_per_request": round(per_request),
         **throughput,
         "router_rss_bytes": {"base": base_rss, "full": rss, "base_live": base_live, "full_live": live},
