@@ -1,6 +1,7 @@
 """RouterService and FleetService: the API of the router, each RPC handed to the part that knows."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from paceline.router.v1 import generation_pb2, router_pb2, router_pb2_grpc
@@ -50,32 +51,35 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.SessionResponse]:
         """Many requests on one stream."""
         session = ClientSession(self._admission, self._readers, self._dispatcher, self._lifecycle, tenant())
-        async for response in session.serve(request_iterator):
-            yield response
+        async with aclosing(session.serve(request_iterator)) as responses:
+            async for response in responses:
+                yield response
 
     async def Generate(
         self, request: router_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[router_pb2.GenerateResponse]:
         """One request, streamed."""
-        async for event in self._single.generate(request.spec, tenant()):
-            if isinstance(event, generation_pb2.Tokens):
-                yield router_pb2.GenerateResponse(tokens=event)
-            elif isinstance(event, generation_pb2.Accepted):
-                yield router_pb2.GenerateResponse(accepted=event)
-            else:
-                yield router_pb2.GenerateResponse(finished=event)
+        async with aclosing(self._single.generate(request.spec, tenant())) as events:
+            async for event in events:
+                if isinstance(event, generation_pb2.Tokens):
+                    yield router_pb2.GenerateResponse(tokens=event)
+                elif isinstance(event, generation_pb2.Accepted):
+                    yield router_pb2.GenerateResponse(accepted=event)
+                else:
+                    yield router_pb2.GenerateResponse(finished=event)
 
     async def Attach(
         self, request: router_pb2.AttachRequest, context: Any
     ) -> AsyncIterator[router_pb2.AttachResponse]:
         """Goes on with a request from a token index."""
-        async for event in self._single.attach(request.request_id, request.from_index, tenant()):
-            if isinstance(event, generation_pb2.Tokens):
-                yield router_pb2.AttachResponse(tokens=event)
-            elif isinstance(event, generation_pb2.Accepted):
-                yield router_pb2.AttachResponse(accepted=event)
-            else:
-                yield router_pb2.AttachResponse(finished=event)
+        async with aclosing(self._single.attach(request.request_id, request.from_index, tenant())) as events:
+            async for event in events:
+                if isinstance(event, generation_pb2.Tokens):
+                    yield router_pb2.AttachResponse(tokens=event)
+                elif isinstance(event, generation_pb2.Accepted):
+                    yield router_pb2.AttachResponse(accepted=event)
+                else:
+                    yield router_pb2.AttachResponse(finished=event)
 
     async def Cancel(self, request: router_pb2.CancelRequest, context: Any) -> router_pb2.CancelResponse:
         """Ends a request; returns when its engine has confirmed. Of an ended one: its state."""

@@ -5,9 +5,8 @@ requests' own outputs. A client that does not read runs out of credit, request b
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Final
 
 from paceline.common.v1 import attempt_pb2
@@ -51,7 +50,7 @@ class ClientSession:
 
     async def serve(
         self, messages: AsyncIterator[router_pb2.SessionRequest]
-    ) -> AsyncIterator[router_pb2.SessionResponse]:
+    ) -> AsyncGenerator[router_pb2.SessionResponse, None]:
         """Carry out what comes in, and yield what goes out, until the client has said and heard everything."""
         reader = asyncio.create_task(self._read(messages))
         reader.add_done_callback(lambda _: self._outbox.wake())
@@ -69,8 +68,9 @@ class ClientSession:
             reader.cancel()
             for task in self._admissions:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, PacelineError):
-                await reader
+            await asyncio.wait([reader])
+            if not reader.cancelled() and (error := reader.exception()) is not None:
+                log.debug("reading a session ended", exc_info=error)
             for outlet in list(self._streams.values()):
                 if outlet is not None:
                     self._readers.detach(outlet)

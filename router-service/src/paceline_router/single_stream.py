@@ -1,6 +1,6 @@
 """One request on one stream: Generate and Attach."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class SingleStreams:
         self._admission = admission
         self._readers = readers
 
-    async def generate(self, spec: generation_pb2.GenerationSpec, tenant: str) -> AsyncIterator[Event]:
+    async def generate(self, spec: generation_pb2.GenerationSpec, tenant: str) -> AsyncGenerator[Event, None]:
         """A new request. A refusal before acceptance is raised as PacelineError; later failures are the last
         event."""
         outbox = self._readers.outbox()
@@ -40,7 +40,7 @@ class SingleStreams:
         finally:
             self._close(outbox, outlets)
 
-    async def attach(self, request_id: str, from_index: int, tenant: str) -> AsyncIterator[Event]:
+    async def attach(self, request_id: str, from_index: int, tenant: str) -> AsyncGenerator[Event, None]:
         """Go on with a request from a token index."""
         request = await self._readers.find(request_id, tenant, from_index)
         outbox = self._readers.outbox()
@@ -57,7 +57,7 @@ class SingleStreams:
         outbox.close()
 
 
-async def _events(outbox: Outbox) -> AsyncIterator[Event]:
+async def _events(outbox: Outbox) -> AsyncGenerator[Event, None]:
     while True:
         await outbox.wait()
         delivery = outbox.take()
