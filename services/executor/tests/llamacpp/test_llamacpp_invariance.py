@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paceline_executor.contract import (
     AttemptSpec,
     EndReason,
+    EngineError,
     Ids,
     PrefixReuse,
     ReplayMode,
@@ -170,14 +171,13 @@ def move(request: Request, other: Any, key: int, how: str, rng: random.Random) -
     """Go on elsewhere: by exact replay from a random index, by KV, or by KV in two phases."""
     source, old_key, old_have = request.driver, request.key, request.have
     out = request.collect()
-    if how == "replay" or not has_kv(source, old_key):
+    state = None if how == "replay" else pulled(source, old_key, other)
+    if state is None:
         source.engine.cancel(old_key)
         launch(request, other, key, out[: rng.randint(0, len(out))])
         return
-    ticket = source.engine.issue_ticket(old_key)
-    state = source.engine.export_state(ticket.token, requirements_of(other.engine))
     known = out[: rng.randint(0, len(out))]
-    launch(request, other, key, known, state.data, await_more_forced=how == "two_phase")
+    launch(request, other, key, known, state, await_more_forced=how == "two_phase")
     if how == "two_phase":
         other.plan(key)
         source.plan(old_key, limits=(len(out) + 5,))
@@ -187,6 +187,17 @@ def move(request: Request, other: Any, key: int, how: str, rng: random.Random) -
         request.have = rest
     source.engine.cancel(old_key)
     source.until_ended(old_key)
+
+
+def pulled(source: Any, key: int, other: Any) -> bytes | None:
+    """KV bytes of an attempt, or None if it has lost its slot by then, as a landing attempt may take it any time."""
+    try:
+        ticket = source.engine.issue_ticket(key)
+        return source.engine.export_state(ticket.token, requirements_of(other.engine)).data
+    except EngineError as error:
+        if error.reason != "NO_STATE":
+            raise
+        return None
 
 
 def has_kv(driver: Any, key: int) -> bool:
