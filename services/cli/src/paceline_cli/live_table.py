@@ -3,8 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from paceline_cli.output import make_console
 
 if TYPE_CHECKING:
     from paceline_lab.live.report import LiveReport
@@ -17,7 +18,7 @@ def print_report(report: "LiveReport") -> None:
     """The goodput table, and what one has to know to read it."""
     from paceline_lab.live.report import totals
 
-    console = Console(highlight=False)
+    console = make_console()
     workload, objectives = report.workload, report.objectives
     engines = ", ".join(f"{engine['engine_id']} ({engine['model']})" for engine in report.engines)
     simulated = "SIMULATED engines. " if any(e["backend"] == "simulated" for e in report.engines) else ""
@@ -32,12 +33,9 @@ def print_report(report: "LiveReport") -> None:
         f"{objectives.deadline_ms / 1000:.1f} s; task {objectives.task_stage_ms / 1000:.1f} s a stage\n"
     )
     scores = report.scores()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
-    for score in scores:
-        table.add_row(*_row(score))
-    console.print(table)
+    console.print(_goodput(scores))
+    console.print("")
+    console.print(_times(scores))
     total = totals(scores)
     if total["jobs"]:
         console.print(
@@ -55,23 +53,44 @@ def print_report(report: "LiveReport") -> None:
         )
 
 
-_COLUMNS = (
-    "class", "jobs", "attained", "tok/s 1:1", "tok/s 1:8", "jobs/s", "TTFT P50/95/99 s", "TBT P50/95/99 ms",
-    "TTLT P50/95/99 s", "wasted",
-)  # fmt: skip
+def _table(columns: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
+    return table
 
 
-def _row(score: "ClassScore") -> tuple[str, ...]:
-    attained = "-" if math.isnan(score.attainment) else f"{score.attainment:.0%}"
-    return (
-        score.slo_class.name.lower().replace("_", " "), str(score.jobs), attained, f"{score.token_goodput_1_1:.1f}",
-        f"{score.token_goodput_1_8:.1f}", f"{score.request_goodput:.2f}", _three(score.ttft_ms, 1000, 1),
-        _three(score.tbt_ms, 1, 0), _three(score.ttlt_ms, 1000, 1), str(score.wasted_tokens),
-    )  # fmt: skip
+def _goodput(scores: "list[ClassScore]") -> Table:
+    table = _table(
+        ("class", "jobs", "attained", "tokens/s 1:1", "tokens/s 1:8", "jobs/s", "unfinished", "wasted tokens")
+    )
+    for score in scores:
+        table.add_row(
+            _name(score), str(score.jobs), "-" if math.isnan(score.attainment) else f"{score.attainment:.0%}",
+            f"{score.token_goodput_1_1:.1f}", f"{score.token_goodput_1_8:.1f}", f"{score.request_goodput:.2f}",
+            str(score.unfinished), str(score.wasted_tokens),
+        )  # fmt: skip
+    return table
+
+
+def _times(scores: "list[ClassScore]") -> Table:
+    table = _table(("class", "TTFT s P50/P95/P99", "TBT ms P50/P95/P99", "TTLT s P50/P95/P99"))
+    for score in scores:
+        table.add_row(
+            _name(score),
+            _three(score.ttft_ms, 1000, 2),
+            _three(score.tbt_ms, 1, 0),
+            _three(score.ttlt_ms, 1000, 1),
+        )
+    return table
+
+
+def _name(score: "ClassScore") -> str:
+    return score.slo_class.name.lower().replace("_", " ")
 
 
 def _three(values: "Percentiles", divisor: float, digits: int) -> str:
-    return "/".join(_number(value / divisor, digits) for value in (values.p50, values.p95, values.p99))
+    return " / ".join(_number(value / divisor, digits) for value in (values.p50, values.p95, values.p99))
 
 
 def _number(value: float, digits: int) -> str:

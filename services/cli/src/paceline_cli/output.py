@@ -10,7 +10,17 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 
-console = Console(soft_wrap=True, highlight=False)
+# Where nobody looks at a terminal, a table must not be cut to the width of one.
+_PIPE_WIDTH = 160
+
+
+def make_console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for every table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+
+console = make_console()
 
 
 def print_json(value: Any) -> None:
@@ -32,7 +42,7 @@ def print_table(
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console.print(table)
+    console.print(table, crop=False)
 
 
 def clock_time(unix_ms: int) -> str:

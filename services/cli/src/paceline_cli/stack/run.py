@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline_cli.fleet import FleetReader
 from paceline_cli.stack import configuration
 from paceline_cli.stack.layout import Addresses, draw_addresses, lay_out
 from paceline_cli.stack.model import ensure_model
@@ -88,7 +89,7 @@ async def running_stack(
         on_start(supervisor)
         running = asyncio.create_task(supervisor.run(), name="supervisor")
         try:
-            await _until_ready(supervisor, running, addresses.gateway, up.ready_timeout_s)
+            await _until_ready(supervisor, running, addresses, up)
             if running.done():
                 await running
             yield RunningStack(supervisor, addresses, up, plan.state_dir, tree)
@@ -100,19 +101,21 @@ async def running_stack(
 
 
 async def _until_ready(
-    supervisor: Supervisor, running: asyncio.Task[None], gateway: str, timeout_s: float
+    supervisor: Supervisor, running: asyncio.Task[None], addresses: Addresses, up: UpConfig
 ) -> None:
-    """Wait until the gateway says that an engine can be reached through the whole line."""
+    """Wait until the gateway answers and every engine can be reached through the whole line."""
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(up.ready_timeout_s), FleetReader(addresses.router) as fleet:
             while not running.done() and not supervisor.is_stopping():
-                if supervisor.all_ready() and await http_status(gateway, "/readyz") == 200:
-                    supervisor.ready.set()
-                    return
+                if supervisor.all_ready() and await http_status(addresses.gateway, "/readyz") == 200:
+                    engines = (await fleet.read()).engines
+                    if sum(engine.state == "up" for engine in engines) >= up.engines:
+                        supervisor.ready.set()
+                        return
                 await asyncio.sleep(_READY_POLL_S)
     except TimeoutError:
         waiting = ", ".join(f"{child.spec.name}: {child.state}" for child in supervisor.children)
         raise StackStartError(
-            f"the stack is not ready after {timeout_s:g} s ({waiting}); see the logs in "
+            f"the stack is not ready after {up.ready_timeout_s:g} s ({waiting}); see the logs in "
             f"{supervisor.children[0].spec.log.parent}"
         ) from None

@@ -22,7 +22,8 @@ COLOURS = {
     SloClass.BEST_EFFORT: "#7f7f7f",
 }
 _LATE = "#d55e00"
-_BUCKETS = 12
+_JOBS_PER_BUCKET = 10  # fewer, and a share says little
+_MOST_BUCKETS = 12
 
 
 def save_plot(report: LiveReport, path: Path) -> None:
@@ -48,14 +49,21 @@ def _timelines(axes: Any, report: LiveReport) -> None:
         colour = COLOURS[job.slo.slo_class]
         ends = [float(call.token_ms[-1]) for call in job.calls if call.output_tokens]
         if ends:
-            axes.plot(
-                [job.arrival_s, job.arrival_s + max(ends) / 1000], [row, row], color=colour, linewidth=0.4
-            )
+            end_s = job.arrival_s + max(ends) / 1000
+            axes.plot([job.arrival_s, end_s], [row, row], color="0.85", linewidth=0.6, zorder=1)
+        axes.plot([job.arrival_s], [row], marker="|", markersize=5, color=colour, zorder=2)
         in_time, late = _split(job)
         axes.scatter(
-            job.arrival_s + in_time / 1000, np.full(len(in_time), row), s=1.5, color=colour, linewidths=0
+            job.arrival_s + in_time / 1000,
+            np.full(len(in_time), row),
+            s=3,
+            color=colour,
+            linewidths=0,
+            zorder=3,
         )
-        axes.scatter(job.arrival_s + late / 1000, np.full(len(late), row), s=1.5, color=_LATE, linewidths=0)
+        axes.scatter(
+            job.arrival_s + late / 1000, np.full(len(late), row), s=3, color=_LATE, linewidths=0, zorder=3
+        )
     for slo_class in sorted({job.slo.slo_class for job in report.jobs}):
         axes.scatter(
             [],
@@ -64,9 +72,9 @@ def _timelines(axes: Any, report: LiveReport) -> None:
             color=COLOURS[slo_class],
             label=f"{slo_class.name.lower().replace('_', ' ')}: in time",
         )
-    axes.scatter([], [], s=20, color=_LATE, label="did not count")
+    axes.scatter([], [], s=20, color=_LATE, label="token did not count")
     axes.axvspan(0, report.warmup_s, color="0.93", zorder=0, label="warm-up, not scored")
-    axes.set_ylabel("job, by arrival (each dot is a token)")
+    axes.set_ylabel("job, by arrival (tick); each dot is a token")
     axes.set_ylim(len(report.jobs) + 0.5, -1.5)
     axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
 
@@ -87,7 +95,8 @@ def _split(job: JobRecord) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _attainment(axes: Any, report: LiveReport) -> None:
-    edges = np.linspace(0, report.workload.duration_s, _BUCKETS + 1)
+    buckets = max(2, min(_MOST_BUCKETS, len(report.jobs) // _JOBS_PER_BUCKET))
+    edges = np.linspace(0, report.workload.duration_s, buckets + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     for slo_class in sorted({job.slo.slo_class for job in report.jobs}):
         shares = []
