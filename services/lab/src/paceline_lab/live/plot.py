@@ -21,6 +21,7 @@ COLOURS = {
     SloClass.TASK: "#cc79a7",
     SloClass.BEST_EFFORT: "#7f7f7f",
 }
+_MARKERS = {SloClass.LATENCY: "o", SloClass.DEADLINE: "s", SloClass.TASK: "^", SloClass.BEST_EFFORT: "D"}
 _LATE = "#d55e00"
 _JOBS_PER_BUCKET = 10  # fewer, and a share says little
 _MOST_BUCKETS = 12
@@ -108,7 +109,7 @@ def _attainment(axes: Any, report: LiveReport) -> None:
         axes.plot(
             middles,
             shares,
-            marker="o",
+            marker=_MARKERS[slo_class],
             color=COLOURS[slo_class],
             label=slo_class.name.lower().replace("_", " "),
         )
