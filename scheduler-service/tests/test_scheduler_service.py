@@ -102,6 +102,20 @@ async def test_credit_pauses_only_its_own_request(bench):
     assert len(router.ids[1]) == 200
 
 
+async def test_a_place_that_credit_leaves_empty_is_filled(bench):
+    """More requests than fit into the engine: those out of credit make room for those that have some."""
+    executor = await bench.executor(max_batch=2, max_resident=2)
+    scheduler = await bench.scheduler(executor.address)
+    router = await bench.router(scheduler)
+    await router.send(
+        submits=[bench.submit(k, tokens=40, token_limit=10, elapsed_ms=10.0 - k) for k in range(1, 7)]
+    )
+    await router.until(lambda: all(len(router.ids.get(k, [])) >= 10 for k in range(1, 7)))
+    await router.send(credits=[attempt_pb2.Credit(attempt_key=k, token_limit=0) for k in range(1, 7)])
+    await router.until(lambda: router.ended.keys() == set(range(1, 7)))
+    assert all(len(router.ids[k]) == 40 for k in range(1, 7))
+
+
 async def test_an_older_fencing_token_is_refused(bench):
     _, scheduler, router = await bench.pair()
     old = bench.router_end(scheduler, "router-a", token=0)
@@ -419,7 +433,7 @@ async def test_explain_plan_and_list_tell_why(bench):
     assert plan.plan_ms > 0
     listed = await router.stub.ListRequests(scheduler_pb2.ListRequestsRequest(limit=1))
     assert (listed.total, len(listed.requests)) == (2, 1)
-    await router.until(lambda: router.loads[-1].tokens_per_s > 0)
+    await router.until(lambda: bool(router.loads) and router.loads[-1].tokens_per_s > 0)
     load = (await router.stub.GetLoad(scheduler_pb2.GetLoadRequest())).load
     assert (load.running, load.queued) == (2, 0)
     assert load.model.decode_samples > 0

@@ -66,6 +66,7 @@ async def test_answers_do_not_depend_on_policy_credit_or_interruptions(bench, ti
         expected += await answers(router, [submit])
     assert all(len(ids) == 40 + 5 * i for i, ids in enumerate(expected))
     await router.send(releases=range(100, 106))
+    await bench.until(lambda: not tiny.engine.live_table())
     await plain.stop(0.0)
 
     edf = await bench.scheduler(tiny.address, policy="edf")

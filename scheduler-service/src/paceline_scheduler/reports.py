@@ -166,6 +166,9 @@ class Reports:
         for row in state.tracker.tokens(rows, first, count, now_ms).tolist():
             table.started[row] = True
             table.at(row).note(now_ms - table.arrival_ms[row], "first_token")
+        limit = table.token_limit[rows]
+        if ((upto >= limit) & (limit > 0)).any():
+            state.mark_dirty()  # out of credit: its place is somebody else's
         if self._planner.isolating and (upto >= table.isolate_until[rows]).any():
             state.mark_dirty()
 

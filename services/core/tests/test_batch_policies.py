@@ -1,5 +1,6 @@
 """What every batch policy owes: one suite over all names in the registry."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,6 @@ from paceline_core.batch.state import RunState
 from paceline_core.batch.view import BatchView, Capacity
 from paceline_core.engine_model import EngineModel
 from paceline_core.slo import SloClass
-import itertools
 
 CAPACITY = Capacity(
     max_batch=4, max_resident=8, kv_tokens=4_000, max_context_tokens=1_024, prefill_chunk_tokens=64
