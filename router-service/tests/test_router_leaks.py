@@ -59,8 +59,8 @@ async def test_300_mixed_requests_with_random_cancels_leave_nothing(line, spec):
         await router.stub.EndTask(router_pb2.EndTaskRequest(task_id=f"t{i}"))
     for engine in app.fleet:
         async with asyncio.timeout(10):
-            while (await engine.link.stub.ListRequests(scheduler_pb2.ListRequestsRequest())).total:
-                await asyncio.sleep(0.01)
+            while (await engine.link.stub.ListRequests(scheduler_pb2.ListRequestsRequest())).total:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # the scheduler tells nobody
 
 
 async def test_retention_is_bounded_by_count_bytes_and_time(line, spec):

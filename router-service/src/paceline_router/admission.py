@@ -75,6 +75,7 @@ class Admission:
         self._clock = clock
         self._templates = ChatTemplates(config.chat_template)
         self._random = random.SystemRandom()
+        self.on_begin: Callable[[LiveRequest], None] = lambda request: None
 
     async def submit(
         self, given: generation_pb2.GenerationSpec, tenant: str, read: Callable[[LiveRequest], None]
@@ -91,6 +92,7 @@ class Admission:
         request = LiveRequest(spec.request_id, spec, slo or Slo(SloClass.BEST_EFFORT), spec.tenant, arrival)
         request.max_wait_ms = spec.max_wait_ms or self._config.max_wait_ms
         self._ledger.add(request)
+        self.on_begin(request)
         read(request)
         try:
             await self._prepare(request, given, slo)

@@ -29,6 +29,7 @@ from paceline_router.intake import Intake
 from paceline_router.lease import RouterLease
 from paceline_router.ledger import Ledger, Retention
 from paceline_router.lifecycle import Lifecycle
+from paceline_router.observation import Gauges, RequestSpans
 from paceline_router.placement import Placer
 from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
@@ -46,6 +47,8 @@ from paceline_runtime.server import Server
 from paceline_runtime.shutdown import Shutdown
 from paceline_runtime.telemetry.config import TelemetryConfig
 from paceline_runtime.telemetry.setup import Telemetry
+from paceline_store.database import Database
+from paceline_store.errors import StoreUnavailable
 from paceline_store.store import Store
 from paceline_store.write_behind import WriteBehind
 
@@ -207,6 +210,7 @@ class RouterApp:
         sweeper = Sweeper(
             self.ledger, self.dispatcher, lifecycle, self.readers, tasks, self.fleet_control, clock
         )
+        sweeper.on_fenced = lambda: self.shutdown.request("a newer life of this router is at work")
         service = RouterService(
             admission,
             self.readers,
@@ -219,11 +223,25 @@ class RouterApp:
             cancel_timeout_s=config.cancel_timeout_s,
         )
 
+        spans = RequestSpans(self._telemetry.tracer)
+        admission.on_begin, lifecycle.on_end = spans.begin, spans.end
+        gauges = Gauges(
+            instruments,
+            self.ledger,
+            self.fleet,
+            self.tokens,
+            self.durability,
+            predictor,
+            clock,
+            config.leave_out_after_ms,
+        )
+
         await self.adoption.load(store, config.router_id)
         self._exits.push_async_callback(self.fleet_control.close)
         for endpoint in config.schedulers:
             self.fleet_control.dial(endpoint)
         self._run(sweeper.run(), "sweeper")
+        self._run(gauges.run(), "gauges")
         self._run(self.durability.run(), "checkpoints")
         self._run(predictor.run(), "outcomes")
         self._run(self.fleet_control.run_dns(), "dns")
@@ -239,6 +257,7 @@ class RouterApp:
         )
         self.server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, service)
         self.server.add(router_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(self.fleet_control))
+        self.server.on_drain(self._send_clients_away)
         await self._exits.enter_async_context(self.server)
         await self.server.health.set_ready(True)
 
@@ -257,8 +276,8 @@ class RouterApp:
         )
 
     async def _open_store(self) -> Store | None:
-        """The store. One that is down at the start is a fault: nothing could be adopted, and nobody would
-        notice."""
+        """The store. One that is down at the start is no reason not to serve: writes are kept until
+        it is back."""
         url = self._config.store.url
         if not url:
             return None
@@ -266,6 +285,11 @@ class RouterApp:
             store = await Store.open(url)
         except ValueError as error:
             raise ConfigError([f"store.url: {error}"]) from None
+        except StoreUnavailable as error:
+            log.error(
+                "the store is down: serving without it until it is back", extra={"reason": error.message}
+            )
+            store = Store(Database(url))
         self._exits.push_async_callback(store.close)
         return store
 
@@ -295,6 +319,17 @@ class RouterApp:
         except PacelineError as error:
             log.exception("background task failed", extra={"task": name})
             self.shutdown.request(f"{name} failed: {error.message}")
+
+    async def _send_clients_away(self) -> None:
+        """Let what is about to end do so, then end the client streams: their requests live on in the
+        schedulers."""
+        grace_s = self._config.router.server.drain_grace_s / 2
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.ledger.empty.wait()
+        except TimeoutError:
+            log.info("leaving live requests to the next life", extra={"requests": self.ledger.live_count})
+        self.readers.send_away()
 
     async def _stop_background(self) -> None:
         for task in self._background:

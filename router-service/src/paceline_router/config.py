@@ -78,7 +78,7 @@ class RouterConfig(ConfigModel):
     """Seconds that a request waits for an Attach after its client left."""
     scheduler_grace_s: float = Field(default=10.0, ge=0)
     """Seconds that a lost scheduler gets to come back before its requests are replayed elsewhere."""
-    cancel_timeout_s: float = Field(default=30.0, gt=0)
+    cancel_timeout_s: float = Field(default=25.0, gt=0)
     """Seconds that Cancel waits for the engine's confirmation."""
     heartbeat_lost_s: float = Field(default=5.0, gt=0)
     """Seconds without any message after which a session with a scheduler is given up and dialled anew."""

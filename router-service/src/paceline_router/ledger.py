@@ -1,5 +1,6 @@
 """The ledger in memory: live requests, their attempts by key, and ended requests for a while."""
 
+import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ class Retention:
 
 
 class Ledger:
-    """Who is live, who ended lately, and which attempt key belongs to whom."""
+    """Who is live, who ended lately, and which attempt key belongs to whom. `empty` is set while nobody is
+    live."""
 
     def __init__(self, max_live: int, retention: Retention, retry_after_ms: float) -> None:
         self.attempts: dict[int, Attempt] = {}
@@ -34,6 +36,8 @@ class Ledger:
         self._ended_bytes = 0
         self._life = random.SystemRandom().getrandbits(64 - _COUNTER_BITS)
         self._counter = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
 
     def next_key(self) -> int:
         """A fresh attempt key: 24 random bits of this life, 40 bits of a counter."""
@@ -77,14 +81,18 @@ class Ledger:
                 retry_after_ms=self._retry_after_ms,
             )
         self._live[request.request_id] = request
+        self.empty.clear()
 
     def adopt(self, request: LiveRequest) -> None:
         """Take over a request of an earlier life: the bound does not apply to it."""
         self._live[request.request_id] = request
+        self.empty.clear()
 
     def end(self, request: LiveRequest, retain: bool) -> None:
         """The request ended. A refused one is not retained: its id may be used again."""
         self._live.pop(request.request_id, None)
+        if not self._live:
+            self.empty.set()
         if retain and self._retention.requests:
             self._ended[request.request_id] = request
             self._ended_bytes += request.output.size_bytes

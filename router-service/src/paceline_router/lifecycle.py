@@ -1,6 +1,7 @@
 """What happens to a request: accepted, lost, cancelled, ended. The one place where states change for good."""
 
 import logging
+from collections.abc import Callable
 
 from paceline.common.v1 import attempt_pb2
 from paceline.predictor.v1 import predictor_pb2
@@ -74,6 +75,7 @@ class Lifecycle:
         self._clock = clock
         self._max_attempts = max_attempts
         self._isolate_tokens = isolate_tokens
+        self.on_end: Callable[[LiveRequest], None] = lambda request: None
 
     def accepted(self, attempt: Attempt, prompt_ids: bytes, cached_tokens: int) -> None:
         """The engine took the attempt in."""
@@ -208,6 +210,7 @@ class Lifecycle:
         self._learn(request, state, finish_reason)
         self._count(request, state)
         self._durability.ended(request)
+        self.on_end(request)
 
     def _close(self, attempt: Attempt, reason: int) -> None:
         """The attempt is over; the request has none until it is placed again."""

@@ -87,6 +87,7 @@ class Outbox:
         self._dirty: list[Outlet] = []
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self.leaving = False
 
     def mark(self, outlet: Outlet, urgent: bool) -> None:
         """`outlet` has something to say."""
@@ -100,6 +101,11 @@ class Outbox:
 
     def wake(self) -> None:
         """Have `wait` return, e.g. because the stream's end changed."""
+        self._wake.set()
+
+    def leave(self) -> None:
+        """The router is going: the stream is to end, and its client to attach to the next life."""
+        self.leaving = True
         self._wake.set()
 
     async def wait(self) -> None:

@@ -17,7 +17,7 @@ from paceline_router.ledger import Ledger
 from paceline_router.readers import not_found
 from paceline_router.records import live_record, stored_record
 from paceline_router.request import LiveRequest
-from paceline_runtime.errors import PacelineError, invalid
+from paceline_runtime.errors import PacelineError, Reason, invalid
 from paceline_store.rows import ListedRequest, StoredRequest
 
 log = logging.getLogger(__name__)
@@ -155,8 +155,11 @@ class Queries:
     async def _stored(self, request_id: str) -> StoredRequest | None:
         if self._store is None:
             return None
-        async with asyncio.timeout(_STORE_S):
-            return await self._store.get_request(request_id)
+        try:
+            async with asyncio.timeout(_STORE_S):
+                return await self._store.get_request(request_id)
+        except TimeoutError:
+            raise PacelineError(Reason.STORE_UNAVAILABLE, "the store does not answer") from None
 
     async def _listed(
         self, limit: int, state: int | None, tenant: str | None, before: tuple[int, str] | None

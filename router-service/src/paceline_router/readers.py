@@ -51,10 +51,25 @@ class Readers:
         self._detach_ttl_ms = detach_ttl_s * 1000
         self._coalesce_s = coalesce_ms / 1000
         self._detached: dict[LiveRequest, None] = {}
+        self._outboxes: set[Outbox] = set()
+        self._leaving = False
 
     def outbox(self) -> Outbox:
-        """A new client stream."""
-        return Outbox(self._coalesce_s, self._taken)
+        """A new client stream; `close` it at its end."""
+        outbox = Outbox(self._coalesce_s, self._taken)
+        self._outboxes.add(outbox)
+        return outbox
+
+    def close(self, outbox: Outbox) -> None:
+        """A client stream is over."""
+        self._outboxes.discard(outbox)
+        outbox.close()
+
+    def send_away(self) -> None:
+        """The router is going: end all client streams. Their requests live on, for the next life to adopt."""
+        self._leaving = True
+        for outbox in self._outboxes:
+            outbox.leave()
 
     def attach(
         self, request: LiveRequest, outbox: Outbox, stream_id: int, from_index: int, token_limit: int
@@ -77,7 +92,7 @@ class Readers:
         request = outlet.request
         if outlet in request.outlets:
             request.outlets.remove(outlet)
-        if request.outlets or request.ended:
+        if request.outlets or request.ended or self._leaving:
             return
         if request.spec.on_disconnect == generation_pb2.ON_DISCONNECT_CANCEL:
             self._lifecycle.cancel(request, "the client left")
@@ -128,6 +143,11 @@ class Readers:
 
     def _taken(self, outlet: Outlet) -> None:
         self._dispatcher.grant(outlet.request)
+
+
+def leaving() -> PacelineError:
+    """What clients of a router that is going are told."""
+    return PacelineError(Reason.DRAINING, "this router is going; attach to the request again in a moment")
 
 
 def not_found(request_id: str) -> PacelineError:

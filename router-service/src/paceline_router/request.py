@@ -5,6 +5,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from opentelemetry.trace import Span
+
 from paceline.predictor.v1 import predictor_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_core.slo import Slo
@@ -68,6 +70,7 @@ class LiveRequest:
         "released",
         "request_id",
         "slo",
+        "span",
         "spec",
         "state",
         "task_id",
@@ -116,6 +119,7 @@ class LiveRequest:
         self.cached_tokens = 0
         self.accepted: generation_pb2.Accepted | None = None
         self.finished: generation_pb2.Finished | None = None
+        self.span: Span | None = None
         self.end_released = False
         self.ended_ms = 0.0
         self.cancel_requested = False

@@ -15,7 +15,7 @@ from paceline_router.admission import Admission
 from paceline_router.dispatch import Dispatcher
 from paceline_router.lifecycle import Lifecycle, failure_of
 from paceline_router.outlet import Delivery, Outlet
-from paceline_router.readers import Readers
+from paceline_router.readers import Readers, leaving
 from paceline_router.request import LiveRequest
 from paceline_runtime.errors import PacelineError, Reason, invalid
 
@@ -57,6 +57,8 @@ class ClientSession:
         try:
             while True:
                 await self._outbox.wait()
+                if self._outbox.leaving:
+                    raise leaving()
                 response = self._response(self._outbox.take())
                 if response is not None:
                     yield response
@@ -74,7 +76,7 @@ class ClientSession:
             for outlet in list(self._streams.values()):
                 if outlet is not None:
                     self._readers.detach(outlet)
-            self._outbox.close()
+            self._readers.close(self._outbox)
 
     async def _read(self, messages: AsyncIterator[router_pb2.SessionRequest]) -> None:
         first = True

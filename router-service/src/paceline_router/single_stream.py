@@ -8,7 +8,7 @@ from paceline.common.v1 import attempt_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_router.admission import Admission
 from paceline_router.outlet import Outbox, Outlet, Row
-from paceline_router.readers import Readers
+from paceline_router.readers import Readers, leaving
 from paceline_router.request import LiveRequest
 from paceline_runtime.errors import PacelineError, reason_of
 
@@ -54,12 +54,14 @@ class SingleStreams:
     def _close(self, outbox: Outbox, outlets: list[Outlet]) -> None:
         for outlet in outlets:
             self._readers.detach(outlet)
-        outbox.close()
+        self._readers.close(outbox)
 
 
 async def _events(outbox: Outbox) -> AsyncGenerator[Event, None]:
     while True:
         await outbox.wait()
+        if outbox.leaving:
+            raise leaving()
         delivery = outbox.take()
         for outlet in delivery.accepted:
             assert outlet.request.accepted is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from paceline_router.clock import Clock
 from paceline_router.dispatch import Dispatcher
@@ -36,12 +37,15 @@ class Sweeper:
         self._tasks = tasks
         self._fleet_control = fleet_control
         self._clock = clock
+        self.on_fenced: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             self.sweep()
+            if self._fleet_control.fenced:
+                self.on_fenced()
 
     def sweep(self) -> None:
         """One look."""
