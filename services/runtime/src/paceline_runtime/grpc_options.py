@@ -6,6 +6,8 @@ from paceline_runtime.config_model import ConfigModel
 
 Options = list[tuple[str, int | str]]
 
+_CONNECT_TIMEOUT_MS = 5000
+
 
 class GrpcConfig(ConfigModel):
     """Transport settings of a hop."""
@@ -40,7 +42,8 @@ def client_options(config: GrpcConfig) -> Options:
     return [
         *_common(config),
         ("grpc.initial_reconnect_backoff_ms", config.reconnect_min_ms),
-        ("grpc.min_reconnect_backoff_ms", config.reconnect_min_ms),
+        # Not a backoff, whatever its name: the time one attempt to connect may take. A busy machine needs some.
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", config.reconnect_max_ms),
         # One connection per channel: closing a channel closes its connection, and one that broke is not shared.
         ("grpc.use_local_subchannel_pool", 1),

@@ -45,5 +45,5 @@ class BatchPlan:
     evict: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """[E] Rows whose KV is dropped; none of them in `order`."""
     valid_for_steps: int = UNTIL_EVENT
-    """Steps for which planning again without an event gives the same plan; at least 1. Events: arrival, acceptance, end,
-    cancel, credit given or used up, a new estimate, the end of a prefill."""
+    """Steps for which planning again without an event gives the same plan; at least 1. Events: arrival, acceptance,
+    end, cancel, credit given or used up, a new estimate, the end of a prefill."""
