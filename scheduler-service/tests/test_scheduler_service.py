@@ -552,3 +552,35 @@ async def test_unknown_policy_is_a_configuration_error(bench):
         await bench.scheduler(executor.address, policy="magic")
     with pytest.raises(ConfigError, match="no parameter"):
         await bench.scheduler(executor.address, policy="sarathi", policy_params={"chunk": 3})
+
+
+async def test_a_crash_in_the_first_step_makes_a_suspect(bench):
+    """No step was reported, but the plan had put it into one."""
+    executor = await bench.executor(scale=50.0, max_batch=1)  # a step takes most of a second
+    scheduler = await bench.scheduler(executor.address, engine_lost_after_s=0.05)
+    router = await bench.router(scheduler)
+    await router.send(submits=[bench.submit(1, elapsed_ms=5.0), bench.submit(2)])
+    await router.until(lambda: {1, 2} <= router.accepted.keys())
+    await bench.until(lambda: list(scheduler.loop.planner.record.plan.attempt_keys) == [1, 2])
+    await bench.crash(executor)
+    await router.until(lambda: {1, 2} <= router.ended.keys())
+    assert router.ended[1].in_flight
+    assert not router.ended[2].in_flight
+
+
+async def test_an_end_waits_for_tokens_that_a_broken_stream_swallowed(bench):
+    """Told at the attach that it has ended, but some of its tokens never came: first those, then the end."""
+    _, scheduler, router = await bench.pair()
+    await router.run_all(bench.submit(1, tokens=30))
+    state = scheduler.loop.state
+    attempt = state.table.get(1)
+    # As if the last report had not arrived: here, and at the router.
+    attempt.ended = None
+    state.table.generated[attempt.row] = 12
+    state.table.alive[attempt.row] = True
+    del router.ended[1], router.ids[1][12:]
+    scheduler.link.interrupt()
+    await router.until(lambda: 1 in router.ended)
+    assert len(router.ids[1]) == 30
+    assert router.ended[1].finish_reason == LENGTH
+    assert "gap 1" not in router.order

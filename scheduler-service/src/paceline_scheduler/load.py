@@ -11,6 +11,7 @@ from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.wire import model_to
 
 _RATE_MEMORY_MS = 2_000.0
+_IDLE_REFRESH_MS = 1_000.0
 _AT_RISK = 0.5
 _SAFE_AGAIN = 0.8
 
@@ -23,12 +24,31 @@ class LoadReporter:
         self._rate = 0.0
         self._rate_ms = state.now_ms()
         self._rate_tokens = 0
+        self._idle = scheduler_pb2.Load()
+        self._idle_ms = 0.0
+        self._at_rest: tuple[bool, bool, bool, int] | None = None
 
     def load(self) -> scheduler_pb2.Load:
-        """Load now."""
+        """Load now. That of an idle engine is made again every second only: there may be many of them in a process."""
+        state = self._state
+        now = state.now_ms()
+        engine = state.engine
+        at_rest = (engine.attached, engine.lost, state.draining, state.tokens)
+        idle = not state.table.live
+        if idle and at_rest == self._at_rest and now - self._idle_ms < _IDLE_REFRESH_MS:
+            load = scheduler_pb2.Load()
+            load.CopyFrom(self._idle)
+            if engine.last_step_ms:
+                load.age_ms = now - engine.last_step_ms
+            return load
+        load = self._measure(now)
+        self._at_rest = at_rest if idle else None
+        self._idle, self._idle_ms = load, now
+        return load
+
+    def _measure(self, now: float) -> scheduler_pb2.Load:
         state = self._state
         engine, table = state.engine, state.table
-        now = state.now_ms()
         view = table.view(engine.capacity, state.fitter.model)
         remaining = table.remaining_mean(view.row_id)
         states = np.bincount(view.state, minlength=RunState.EVICTED + 1)
