@@ -77,7 +77,9 @@ class FleetReader:
             answer = await stub.ListEngines(router_pb2.ListEnginesRequest(), timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
             return FleetView(problem=f"router {self._router}: {error.code().name} {error.details()}")
-        engines = tuple(_engine(record) for record in answer.engines)
+        engines = tuple(
+            sorted((_engine(record) for record in answer.engines), key=lambda engine: engine.engine_id)
+        )
         loads = await asyncio.gather(*(self._load(engine.scheduler) for engine in engines))
         ended: Counter[int] = Counter()
         attained: Counter[int] = Counter()
