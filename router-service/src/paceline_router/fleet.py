@@ -10,6 +10,7 @@ from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.placement.view import FleetView, Floats, StepCosts
 from paceline_router.attempt import Attempt
 from paceline_router.engine import Engine, Pending
+from paceline_router.step_costs import COST_COLUMNS, StepCostPool
 
 if TYPE_CHECKING:
     from paceline_router.scheduler_link import SchedulerLink
@@ -27,10 +28,9 @@ _LOAD_COLUMNS: Final = (
     "max_batch",
     "tokens_per_s",
 )
-_COST_COLUMNS: Final = ("a_ms", "b_ms", "c_ms", "a1_ms", "p0_ms", "d_ms", "e_ms")
 _COLUMNS: Final = (
     *_LOAD_COLUMNS,
-    *_COST_COLUMNS,
+    *COST_COLUMNS,
     "load_at_ms",
     "pending_requests",
     "pending_prefill_tokens",
@@ -42,10 +42,6 @@ _COLUMNS: Final = (
 )
 _PLACE: Final = {name: i for i, name in enumerate(_COLUMNS)}
 
-# What an engine is taken to cost before it has reported a step: the order of magnitude of a small model on a
-# CPU. Only the ratio between engines matters for placement, and the first steps replace it.
-_PRIOR: Final = {"a_ms": 8.0, "b_ms": 1.0, "c_ms": 0.0, "a1_ms": 0.0, "p0_ms": 1.0, "d_ms": 0.5, "e_ms": 0.0}
-
 
 class Fleet:
     """Engines by id. Reports fold into arrays as they come, so that a view costs the same whatever was
@@ -56,6 +52,7 @@ class Fleet:
         self._by_id: dict[str, Engine] = {}
         self._order: list[Engine] = []
         self._data: Floats = np.zeros((len(_COLUMNS), 8))
+        self._costs = StepCostPool()
         self._names: tuple[str, ...] = ()
         self._models: tuple[str, ...] = ()
         self._incarnations: tuple[int, ...] = ()
@@ -112,8 +109,7 @@ class Fleet:
         self._set(engine, "load_at_ms", now_ms)
         engine.load_at_ms = now_ms
         self.refresh(engine)
-        if not any(self._data[_PLACE[name], engine.row] for name in ("a_ms", "b_ms", "a1_ms")):
-            self._take_model(engine, engine_pb2.EngineModel())
+        self._take_model(engine, engine.load.model)
 
     def went_down(self, engine: Engine) -> None:
         """Its session or its incarnation is gone."""
@@ -195,7 +191,7 @@ class Fleet:
             draining=column("draining") > 0,
             stale=age_ms > self._leave_out_after_ms,
             load_age_ms=age_ms,
-            costs=StepCosts(*(column(name) for name in _COST_COLUMNS)),
+            costs=StepCosts(*(column(name) for name in COST_COLUMNS)),
             queued=column("queued"),
             running=column("running"),
             paused=column("paused"),
@@ -213,14 +209,9 @@ class Fleet:
         )
 
     def _take_model(self, engine: Engine, model: engine_pb2.EngineModel) -> None:
-        """Coefficients as fitted, and the prior, at the declared speed, for the half that was not fitted yet."""
-        factor = engine.capabilities.speed_factor or 1.0
-        fitted = {
-            **dict.fromkeys(("a_ms", "b_ms", "c_ms", "a1_ms"), model.a_ms + model.b_ms + model.a1_ms > 0),
-            **dict.fromkeys(("p0_ms", "d_ms", "e_ms"), model.p0_ms + model.d_ms + model.e_ms > 0),
-        }
-        for name in _COST_COLUMNS:
-            self._set(engine, name, getattr(model, name) if fitted[name] else _PRIOR[name] * factor)
+        """Coefficients as fitted, with what an engine of few samples borrows from its peers."""
+        for name, value in self._costs.take(engine.engine_id, engine.capabilities, model):
+            self._set(engine, name, value)
 
     def _sum_in_flight(self, engine: Engine) -> None:
         pending = engine.in_flight.values()
