@@ -119,7 +119,7 @@ def line_result(plan: LinePlan, samples: LineSamples) -> dict[str, Any]:
 def _prompt(number: int) -> str:
     """A short prompt of its own for each number; all of nearly the same length in tokens."""
     first, second = _WORDS[number % 16], _WORDS[number // 16 % 16]
-    return f"Write a long story about a {first}, a {second} and the number {1000 + number % 9000}. Once upon a time"
+    return f"The story of a {first}, a {second} and {1000 + number % 9000}"
 
 
 async def _generate(
