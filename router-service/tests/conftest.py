@@ -216,7 +216,11 @@ class Line:
             "server": {"drain_grace_s": 0.0},
         }
         url = f"sqlite+aiosqlite:///{self.folder / 'router.db'}" if store else ""
-        app = RouterApp(Config.model_validate({"router": {**config, **fields}, "store": {"url": url}}))
+        app = RouterApp(
+            Config.model_validate(
+                {"router": {**config, **fields}, "store": {"url": url, "close_timeout_s": 0.5}}
+            )
+        )
         await self._enter(app)
         router = Router(app, self._stack)
         if wait:

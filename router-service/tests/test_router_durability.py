@@ -186,8 +186,8 @@ async def test_predictions_are_asked_in_batches_and_fall_back_without_delay():
 def test_the_fallback_learns_lengths_by_app():
     fallback = FallbackHistograms()
     for _ in range(50):
-        fallback.learn("m", "short", 5)
-        fallback.learn("m", "long", 900)
+        fallback.learn("m", "short", 5, False)
+        fallback.learn("m", "long", 900, False)
 
     def median(app):
         cdf = lengths.cdf_from_probabilities(np.array(fallback.estimate("m", app).probabilities))

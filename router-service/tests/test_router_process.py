@@ -47,7 +47,7 @@ async def finish(process):
 
 
 async def test_kill_9_of_the_process_loses_nothing(line, spec, tmp_path):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.5)
     sets = [
         f'router.schedulers=["{line.schedulers["e0"].address}"]',
         f"store.url=sqlite+aiosqlite:///{tmp_path / 'p.db'}",

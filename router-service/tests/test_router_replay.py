@@ -108,7 +108,7 @@ async def test_accepted_work_waits_for_an_engine_no_longer_than_it_may(line, spe
 
 
 async def test_a_restarted_scheduler_takes_over_and_nothing_is_replayed(line, spec):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.5)
     router = await line.router(scheduler_grace_s=10.0)
     session = await router.session()
     answers = [await session.submit(spec(f"p{i}", 200, request_id=f"r{i}")) for i in range(4)]

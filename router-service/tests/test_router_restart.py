@@ -12,7 +12,7 @@ SYNC = generation_pb2.DURABILITY_SYNC
 
 @pytest.mark.parametrize("store", [True, False], ids=["sqlite", "no store"])
 async def test_requests_are_adopted_from_schedulers_and_continue_by_attach(line, spec, store):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.4)
     router = await line.router(store=store)
     session = await router.session()
     before = [await session.submit(spec(f"p{i}", 150, request_id=f"r{i}")) for i in range(6)]

@@ -183,7 +183,7 @@ class Lifecycle:
         failure: attempt_pb2.Failure | None = None,
         stop_string: str = "",
     ) -> None:
-        """The end: outcome, ledger, store, task, what is learned, and the readers, in this order."""
+        """The end: outcome, ledger, task, store and readers, and last what is learned and counted."""
         now_ms = self._clock.now_ms()
         request.move_to(state)
         request.ended_ms = now_ms
@@ -207,9 +207,9 @@ class Lifecycle:
         self._ledger.end(request, retain=state is not State.REJECTED)
         self._ledger.expire(now_ms)
         self._tasks.call_ended(request, attained=outcome.attained)
+        self._durability.ended(request)
         self._learn(request, state, finish_reason)
         self._count(request, state)
-        self._durability.ended(request)
         self.on_end(request)
 
     def _close(self, attempt: Attempt, reason: int) -> None:

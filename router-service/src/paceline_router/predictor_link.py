@@ -33,8 +33,8 @@ class FallbackLengths(Protocol):
         """An estimate with source "fallback"."""
         ...
 
-    def learn(self, model: str, app: str, output_tokens: int) -> None:
-        """A request ended by itself after so many tokens."""
+    def learn(self, model: str, app: str, output_tokens: int, censored: bool) -> None:
+        """A request ended after so many tokens; censored: it was cut there."""
         ...
 
 
@@ -87,8 +87,10 @@ class PredictorLink:
 
     def observe(self, outcome: predictor_pb2.LengthOutcome) -> None:
         """A request ended; the fallback learns at once, the predictor in the next batch."""
-        if not outcome.censored:
-            self._fallback.learn(outcome.query.model, outcome.query.app, outcome.output_tokens)
+        if outcome.censored and not outcome.output_tokens:
+            return  # cut before its first token: says nothing about lengths
+        query = outcome.query
+        self._fallback.learn(query.model, query.app, outcome.output_tokens, outcome.censored)
         if self._stub is None:
             return
         if len(self._outcomes) >= MAX_OUTCOMES:
