@@ -1,4 +1,4 @@
-"""Prints the installed packages that none of the services needs: what the image is rid of. Runs in the image's environment."""
+"""Prints the installed packages that none of the services needs, for the image to be rid of them."""
 
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, distributions, requires
@@ -30,9 +30,8 @@ def needed(roots: Iterable[str]) -> set[str]:
             if (name, extra) in seen:
                 continue
             seen.add((name, extra))
-            for below in map(Requirement, requires(name) or ()):
-                if below.marker is None or below.marker.evaluate({"extra": extra}):
-                    waiting.append(below)
+            below = map(Requirement, requires(name) or ())
+            waiting += [r for r in below if r.marker is None or r.marker.evaluate({"extra": extra})]
     return {name for name, _ in seen}
 
 
