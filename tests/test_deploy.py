@@ -81,8 +81,12 @@ def test_health_checks_ask_the_port_that_the_service_listens_on(service):
 
 def test_the_build_copies_what_there_is_and_installs_what_the_services_need():
     build = STAGES["build"]
-    copied = {source for line in build.all("COPY") for source in line.split()[:-1]}
+    lines = {line for s in STAGES.values() for line in s.all("COPY") if not line.startswith("--from")}
+    copied = {source for line in lines for source in line.split()[:-1]}
     assert [source for source in copied if not (ROOT / source).exists()] == []
+    ignore = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
+    sent = tuple(line.removeprefix("!") for line in ignore if line.startswith("!"))
+    assert [source for source in copied if not source.startswith(sent)] == []
     words = shlex.split(next(line for line in build.all("RUN") if "--no-deps" in line))
     # Without `./` pip takes `router-service` for the name of somebody's package.
     folders = [word for word in words if (ROOT / word / "pyproject.toml").is_file()]
