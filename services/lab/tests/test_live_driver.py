@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from paceline_core.slo import SloClass
+from paceline_lab.live.calibrate import CalibrationError, decode_rate_of, mean_job_tokens
 from paceline_lab.live.client import CallResult, CallSpec
 from paceline_lab.live.driver import Driver
 from paceline_lab.live.http_client import slo_headers, spread
@@ -168,3 +169,22 @@ def test_objectives_travel_as_headers() -> None:
     assert headers["x-slo-program-deadline-ms"] == "180000"
     assert headers["x-slo-program-parents"] == "x,y"
     assert slo_headers(CallSpec("r", (), 8, None, "app")) == {}
+
+
+def test_decode_rate_counts_only_while_all_calls_decode() -> None:
+    # from 2.0 (the second call's first token) to 4.0 (the first one's last): 2 and 4 tokens in 2 seconds
+    assert decode_rate_of([[1.0, 2.0, 3.0, 4.0], [2.0, 2.5, 3.0, 3.5, 4.0, 9.0]]) == 3.0
+    assert (
+        decode_rate_of([[0.0, 1.0], [2.0, 4.0]]) == 0.75
+    )  # never side by side: three tokens after the first, in 4 s
+    with pytest.raises(CalibrationError):
+        decode_rate_of([[1.0], [1.0]])
+
+
+def test_mean_job_of_a_mix_lies_between_its_classes() -> None:
+    library = load_library()
+    prompt_only = mean_job_tokens(library, ((SloClass.LATENCY, 1.0),), 0.25)
+    task_only = mean_job_tokens(library, ((SloClass.TASK, 3.0),), 0.25)
+    both = mean_job_tokens(library, ((SloClass.LATENCY, 1.0), (SloClass.TASK, 1.0)), 0.25)
+    assert task_only[1] == pytest.approx(np.mean([sum(c.max_tokens for c in t.calls) for t in library.tasks]))
+    assert both == pytest.approx([(a + b) / 2 for a, b in zip(prompt_only, task_only, strict=True)])

@@ -14,7 +14,6 @@ from paceline_lab.live.workload import WorkloadSpec, jobs_of
 from paceline_lab.prompts.library import load_library
 
 DEFAULT_LOAD = 0.7
-_CAPACITY_JOBS = 512
 _GRACE_LIMIT_S = 60.0
 
 
@@ -48,8 +47,10 @@ async def run_live(
     library = load_library()
     idle: IdleTimes | None = None
     objectives = spec.objectives
-    if objectives is None:
+    if objectives is None or spec.workload.rate_per_s <= 0:
         idle = await measure_idle(client, library, say)
+    if objectives is None:
+        assert idle is not None
         objectives = objectives_from(idle, spec.multiples, library)
         say(
             f"objectives: TTFT {objectives.ttft_ms:.0f} ms and TBT {objectives.tbt_ms:.0f} ms, deadline "
@@ -57,13 +58,10 @@ async def run_live(
         )
     workload, rate_source = spec.workload, "given"
     if workload.rate_per_s <= 0:
-        # Other jobs than the run's own: the arrivals and prompts of a seed stay unseen until they are scored.
-        probe = jobs_of(
-            replace(workload, rate_per_s=1.0, duration_s=_CAPACITY_JOBS, seed=workload.seed + 1), library
-        )
-        capacity = await measure_capacity(client, probe, objectives, say)
-        workload = replace(workload, rate_per_s=round(capacity * spec.load, 3))
-        rate_source = f"{spec.load:g} of a measured capacity of {capacity:.2f} jobs/s"
+        assert idle is not None
+        capacity = await measure_capacity(client, library, workload.mix, idle, max(1, len(spec.engines)), say)
+        workload = replace(workload, rate_per_s=round(capacity.jobs_per_s * spec.load, 3))
+        rate_source = f"{spec.load:g} of a measured capacity of {capacity.jobs_per_s:.2f} jobs/s"
     say(f"rate: {workload.rate_per_s:g} jobs/s ({rate_source})")
     grace_s = spec.grace_s or min(_GRACE_LIMIT_S, 1.5 * objectives.longest_ms / 1000)
     driver = Driver(client, objectives, run_id=f"live-{uuid4().hex[:8]}")
