@@ -16,7 +16,7 @@ from paceline_executor.app import ExecutorApp
 from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig
 from paceline_router.app import RouterApp
 from paceline_router.config import Config
-from paceline_runtime.channel import channel
+from paceline_runtime.channel import ChannelConfig, channel
 from paceline_runtime.errors import PacelineError
 from paceline_runtime.status import from_rpc_error
 from paceline_scheduler.app import SchedulerApp
@@ -207,7 +207,9 @@ class Line:
         """Wait until a condition that nobody announces is true."""
         await until(condition)
 
-    async def router(self, *, store: bool = False, wait: bool = True, **fields: Any) -> "Router":
+    async def router(
+        self, *, store: bool = False, wait: bool = True, auth: dict[str, Any] | None = None, **fields: Any
+    ) -> "Router":
         config = {
             "listen": "127.0.0.1:0",
             "schedulers": tuple(app.address for app in self.schedulers.values()),
@@ -218,7 +220,11 @@ class Line:
         url = f"sqlite+aiosqlite:///{self.folder / 'router.db'}" if store else ""
         app = RouterApp(
             Config.model_validate(
-                {"router": {**config, **fields}, "store": {"url": url, "close_timeout_s": 0.5}}
+                {
+                    "router": {**config, **fields},
+                    "store": {"url": url, "close_timeout_s": 0.5},
+                    "auth": auth or {},
+                }
             )
         )
         await self._enter(app)
@@ -247,15 +253,19 @@ class Line:
 
 
 class Router:
-    """A running router with a client channel."""
+    """A running router with a client channel; `token`: what the client sends of itself."""
 
-    def __init__(self, app: RouterApp, stack: AsyncExitStack) -> None:
+    def __init__(self, app: RouterApp, stack: AsyncExitStack, token: str | None = None) -> None:
         self.app = app
-        connection = channel(app.address)
+        connection = channel(app.address, ChannelConfig.model_validate({"token": token}))
         stack.push_async_callback(connection.close)
         self.stub = router_pb2_grpc.RouterServiceStub(connection)
         self.fleet_stub = router_pb2_grpc.FleetServiceStub(connection)
         self._stack = stack
+
+    def caller(self, token: str) -> "Router":
+        """The same router, seen by the owner of a token."""
+        return Router(self.app, self._stack, token)
 
     async def session(self) -> SessionClient:
         client = await SessionClient(self.stub).open()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from paceline.common.v1 import attempt_pb2
+from paceline.common.v1 import attempt_pb2, slo_pb2
 from paceline.router.v1 import generation_pb2, router_pb2
 from paceline_runtime.errors import PacelineError, Reason
 
@@ -129,3 +129,36 @@ async def test_attach_waits_for_adoption_and_then_says_not_found(line, spec):
         await router.attach("never")
     assert caught.value.reason is Reason.NOT_FOUND
     assert router.app.adoption.settled.is_set()
+
+
+async def test_a_task_stays_open_over_a_restart(line, spec):
+    await line.engine("e0", time_scale=0.4)
+    router = await line.router(store=True)
+    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=60_000))
+    slo = slo_pb2.Slo(task=slo_pb2.TaskSlo(task_id="t"))
+    await router.generate(spec(tokens=3, slo=slo))
+    session = await router.session()
+    running = await session.submit(spec(tokens=150, slo=slo, request_id="second"))
+    await session.until(lambda: running.count > 5)
+    await line.stop(router.app)
+    await session.closed()
+    router = await line.router(store=True, wait=False)
+    await router.attach("second", running.count)
+    end = await router.stub.EndTask(router_pb2.EndTaskRequest(task_id="t"))
+    assert end.attained
+    assert end.calls == 2
+    assert end.elapsed_ms > 0
+
+
+async def test_a_front_door_sees_the_requests_of_those_it_speaks_for(line, spec):
+    await line.engine("e0")
+    tokens = [{"token": name, "tenant": name} for name in ("gateway", "alice", "bob")]
+    router = await line.router(auth={"tokens": tokens}, front_doors=("gateway",))
+    gateway, alice, bob = (router.caller(name) for name in ("gateway", "alice", "bob"))
+    whole = await gateway.generate(spec(tokens=5, request_id="r", tenant="alice"))
+    for caller in (gateway, alice):
+        assert (await caller.attach("r", 0)).ids == whole.ids
+        assert (await caller.record("r")).tenant == "alice"
+    with pytest.raises(PacelineError) as hidden:
+        await bob.attach("r", 0)
+    assert hidden.value.reason is Reason.NOT_FOUND

@@ -120,6 +120,10 @@ class Admission:
             raise PacelineError(Reason.PERMISSION_DENIED, message)
         return claimed
 
+    def scope_of(self, caller: str) -> str:
+        """The tenant whose requests a caller may see; empty: all, for a front door and without authentication."""
+        return "" if caller in self._config.front_doors else caller
+
     def _resolved(self, given: generation_pb2.GenerationSpec, caller: str) -> generation_pb2.GenerationSpec:
         """The spec with defaults filled in and without its input. Raises UNKNOWN_MODEL, NO_ENGINE."""
         spec = generation_pb2.GenerationSpec()

@@ -35,6 +35,7 @@ from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.queries import Queries
 from paceline_router.readers import Readers
+from paceline_router.request import LiveRequest
 from paceline_router.scheduler_link import LinkSettings, SchedulerLink
 from paceline_router.service import FleetService, RouterService
 from paceline_router.sweeper import Sweeper
@@ -49,6 +50,7 @@ from paceline_runtime.telemetry.config import TelemetryConfig
 from paceline_runtime.telemetry.setup import Telemetry
 from paceline_store.database import Database
 from paceline_store.errors import StoreUnavailable
+from paceline_store.retention import keep_for
 from paceline_store.store import Store
 from paceline_store.write_behind import WriteBehind
 
@@ -166,7 +168,12 @@ class RouterApp:
             detach_ttl_s=config.detach_ttl_s,
             coalesce_ms=config.coalesce_ms,
         )
-        self.adoption.on_adopted = self.readers.leave
+
+        def adopted(request: LiveRequest) -> None:
+            tasks.rejoin(request)
+            self.readers.leave(request)
+
+        self.adoption.on_adopted = adopted
         self.tokens = TokenIntake(self.ledger, self.durability, clock)
         intake = Intake(
             self.ledger,
@@ -236,6 +243,7 @@ class RouterApp:
             config.leave_out_after_ms,
         )
 
+        await _restore_tasks(store, config.router_id, tasks)
         await self.adoption.load(store, config.router_id)
         self._exits.push_async_callback(self.fleet_control.close)
         for endpoint in config.schedulers:
@@ -246,6 +254,8 @@ class RouterApp:
         self._run(predictor.run(), "outcomes")
         self._run(self.fleet_control.run_dns(), "dns")
         self._run(self.adoption.run(self.fleet_control.answered), "adoption")
+        if store is not None:
+            self._run(keep_for(store, self._config.store.keep_ended_s), "retention")
         self._run(lease.keep(lambda: self.shutdown.request("a newer life of this router took over")), "lease")
         self._exits.push_async_callback(self._stop_background)
 
@@ -304,6 +314,7 @@ class RouterApp:
             max_batch=config.max_batch,
             close_timeout_s=config.close_timeout_s,
             lease=lease.lease,
+            instruments=self._telemetry.instruments,
         )
         await self._exits.enter_async_context(writer)
         return writer
@@ -336,3 +347,14 @@ class RouterApp:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
+
+
+async def _restore_tasks(store: Store | None, router_id: str, tasks: TaskBook) -> None:
+    """Open the tasks of this router's last life again. A store that is down leaves them closed."""
+    if store is None:
+        return
+    try:
+        for stored in await store.open_tasks(router_id):
+            tasks.restore(stored)
+    except PacelineError as error:
+        log.warning("open tasks cannot be read from the store", extra={"reason": error.message})

@@ -46,6 +46,10 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self._single = SingleStreams(admission, readers)
         self._cancel_timeout_s = cancel_timeout_s
 
+    def _scope(self) -> str:
+        """The tenant whose requests the present caller may see; empty: all."""
+        return self._admission.scope_of(tenant())
+
     async def Session(
         self, request_iterator: AsyncIterator[router_pb2.SessionRequest], context: Any
     ) -> AsyncIterator[router_pb2.SessionResponse]:
@@ -72,7 +76,9 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.AttachRequest, context: Any
     ) -> AsyncIterator[router_pb2.AttachResponse]:
         """Goes on with a request from a token index."""
-        async with aclosing(self._single.attach(request.request_id, request.from_index, tenant())) as events:
+        async with aclosing(
+            self._single.attach(request.request_id, request.from_index, self._scope())
+        ) as events:
             async for event in events:
                 if isinstance(event, generation_pb2.Tokens):
                     yield router_pb2.AttachResponse(tokens=event)
@@ -83,7 +89,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def Cancel(self, request: router_pb2.CancelRequest, context: Any) -> router_pb2.CancelResponse:
         """Ends a request; returns when its engine has confirmed. Of an ended one: its state."""
-        live = await self._readers.find(request.request_id, tenant())
+        live = await self._readers.find(request.request_id, self._scope())
         self._lifecycle.cancel(live, "by its client")
         if not await live.wait_ended(self._cancel_timeout_s):
             message = (
@@ -96,13 +102,15 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.GetRequestRequest, context: Any
     ) -> router_pb2.GetRequestResponse:
         """One request: live or from the store."""
-        return router_pb2.GetRequestResponse(request=await self._queries.get(request.request_id, tenant()))
+        return router_pb2.GetRequestResponse(
+            request=await self._queries.get(request.request_id, self._scope())
+        )
 
     async def ListRequests(
         self, request: router_pb2.ListRequestsRequest, context: Any
     ) -> router_pb2.ListRequestsResponse:
         """Requests: live and from the store."""
-        return await self._queries.page(request, tenant())
+        return await self._queries.page(request, self._scope())
 
     async def Route(self, request: router_pb2.RouteRequest, context: Any) -> router_pb2.RouteResponse:
         """A decision only."""
@@ -123,7 +131,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def EndTask(self, request: router_pb2.EndTaskRequest, context: Any) -> router_pb2.EndTaskResponse:
         """Ends a task; a cancelled one takes its live calls with it."""
-        task, end = self._tasks.end(request.task_id, tenant())
+        task, end = self._tasks.end(request.task_id, self._scope())
         if request.cancelled:
             for call in list(task.live):
                 self._lifecycle.cancel(call, "its task was cancelled")
@@ -145,7 +153,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.ExplainRequestRequest, context: Any
     ) -> router_pb2.ExplainRequestResponse:
         """Why a request went where it went."""
-        return await self._queries.explain(request.request_id, tenant())
+        return await self._queries.explain(request.request_id, self._scope())
 
 
 class FleetService(router_pb2_grpc.FleetServiceServicer):

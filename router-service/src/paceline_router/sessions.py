@@ -121,7 +121,8 @@ class ClientSession:
         self._claim(stream_id, attach.token_limit)
 
         async def find() -> None:
-            request = await self._readers.find(attach.request_id, self._tenant, attach.from_index)
+            scope = self._admission.scope_of(self._tenant)
+            request = await self._readers.find(attach.request_id, scope, attach.from_index)
             limit = self._limits.get(stream_id, 0)
             self._streams[stream_id] = self._readers.attach(
                 request, self._outbox, stream_id, attach.from_index, limit

@@ -12,7 +12,7 @@ from paceline_router.clock import Clock
 from paceline_router.durability import Durability
 from paceline_router.request import LiveRequest
 from paceline_runtime.errors import PacelineError, Reason, invalid
-from paceline_store.rows import TaskCallRow, TaskRow
+from paceline_store.rows import StoredTask, TaskCallRow, TaskRow
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,22 @@ class TaskBook:
             )
         )
         return task
+
+    def restore(self, stored: StoredTask) -> None:
+        """Open a task again that an earlier life of this router had open. What its calls missed then is forgotten."""
+        row, now_ms = stored.task, self._clock.now_ms()
+        began_ms = now_ms - (self._clock.unix_ms() - row.began_unix_ms)
+        task = Task(
+            row.task_id, row.tenant, row.app, row.e2e_ms, began_ms, row.began_unix_ms, active_ms=now_ms
+        )
+        task.calls, task.last_end_ms = len(stored.calls), now_ms
+        self._open[row.task_id] = task
+
+    def rejoin(self, request: LiveRequest) -> None:
+        """A call that was adopted belongs to its task again."""
+        task = self._open.get(request.task_id)
+        if task is not None and task.tenant == request.tenant:
+            task.live.add(request)
 
     def call_ended(self, request: LiveRequest, *, attained: bool) -> None:
         """A call of a task ended; the last one may end the task with it."""
