@@ -75,6 +75,7 @@ class Admission:
         self._clock = clock
         self._templates = ChatTemplates(config.chat_template)
         self._random = random.SystemRandom()
+        self._refining: set[asyncio.Task[None]] = set()
         self.on_begin: Callable[[LiveRequest], None] = lambda request: None
 
     async def submit(
@@ -167,18 +168,36 @@ class Admission:
         self._check_context(request)
         request.max_tokens = request.spec.max_tokens or self._default_max_tokens(request)
         request.spec.max_tokens = request.max_tokens
-        request.query = self._query(request, given)
-        if given.request_id:
-            # Its id is the client's: someone may have used it before this life. Asked at the same time as the
-            # predictor.
-            known = asyncio.create_task(self._known_to_store(request.request_id))
-            request.estimate = await self._predictor.estimate(request.query)
-            if await known:
-                raise duplicate(request.request_id)
+        query = request.query = self._query(request, given)
+        if (slo is not None or given.streaming) and self._fleet.idle(request.spec.model):
+            # Nothing waits anywhere, so the estimate decides nothing yet: it may follow the request.
+            request.estimate = self._predictor.own(query)
+            self._refine(request, query)
+            predicted = None
         else:
-            request.estimate = await self._predictor.estimate(request.query)
+            predicted = asyncio.create_task(self._predictor.estimate(query))
+        # An id of the client's may have been used before this life. Asked at the same time as the predictor.
+        if given.request_id and await self._known_to_store(request.request_id):
+            raise duplicate(request.request_id)
+        if predicted is not None:
+            request.estimate = await predicted
         self._set_slo(request, given, slo)
         await self._durability.admit(request)
+
+    def _refine(self, request: LiveRequest, query: predictor_pb2.LengthQuery) -> None:
+        """Ask the predictor, and let the scheduler know when it has answered."""
+
+        async def ask() -> None:
+            estimate = await self._predictor.estimate(query)
+            if request.ended or estimate.source == "fallback":
+                return
+            request.estimate = estimate
+            if request.attempt is not None:
+                request.attempt.engine.link.reestimate(request.attempt.key, estimate.message)
+
+        task = asyncio.create_task(ask(), name="refine")
+        self._refining.add(task)
+        task.add_done_callback(self._refining.discard)
 
     async def _render(self, request: LiveRequest, given: generation_pb2.GenerationSpec) -> None:
         kind = given.WhichOneof("input")

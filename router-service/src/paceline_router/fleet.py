@@ -173,6 +173,12 @@ class Fleet:
         self._set(engine, "up", float(engine.up))
         self._set(engine, "draining", float(engine.draining or engine.scheduler_draining))
 
+    def idle(self, model: str) -> bool:
+        """True if no engine of the model has work of this router, or work that waits."""
+        return not any(
+            e.attempts or e.load.queued or e.load.running for e in self._order if e.up and e.model == model
+        )
+
     def view(self, now_ms: float) -> FleetView:
         """The fleet now. The arrays are the fleet's own: valid until the next change, not to be written."""
         count = len(self._names)

@@ -83,6 +83,10 @@ class PredictorLink:
                 self._instruments.add(PREDICTIONS, source=message.source)
                 return estimate
         self._instruments.add(PREDICTIONS, source="fallback")
+        return self.own(query)
+
+    def own(self, query: predictor_pb2.LengthQuery) -> Estimate:
+        """What the router knows by itself, at once."""
         return Estimate.of(self._fallback.estimate(query.model, query.app), query.max_tokens)
 
     def observe(self, outcome: predictor_pb2.LengthOutcome) -> None:

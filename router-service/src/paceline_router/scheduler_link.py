@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from paceline.common.v1 import attempt_pb2
+from paceline.common.v1 import attempt_pb2, estimate_pb2
 from paceline.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from paceline_router.clock import Clock
 from paceline_router.engine import Engine
@@ -87,6 +87,7 @@ class SchedulerLink:
         self._releases: list[int] = []
         self._credits: dict[int, int] = {}
         self._republishes: dict[int, int] = {}
+        self._reestimates: dict[int, estimate_pb2.LengthEstimate] = {}
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
 
@@ -120,6 +121,12 @@ class SchedulerLink:
         """Let an attempt generate up to an index."""
         if self.open:
             self._credits[key] = token_limit
+            self._wake.set()
+
+    def reestimate(self, key: int, estimate: estimate_pb2.LengthEstimate) -> None:
+        """Plan an attempt by a better estimate."""
+        if self.open:
+            self._reestimates[key] = estimate
             self._wake.set()
 
     def republish(self, key: int, from_index: int) -> None:
@@ -227,13 +234,16 @@ class SchedulerLink:
             republishes=[
                 attempt_pb2.Republish(attempt_key=k, from_index=i) for k, i in self._republishes.items()
             ],
+            reestimates=[
+                scheduler_pb2.Reestimate(attempt_key=k, estimate=e) for k, e in self._reestimates.items()
+            ],
         )
         self._clear()
         return commands
 
     def _clear(self) -> None:
         self._submits, self._cancels, self._releases = [], [], []
-        self._credits, self._republishes = {}, {}
+        self._credits, self._republishes, self._reestimates = {}, {}, {}
 
     def _open(self) -> None:
         self._clear()

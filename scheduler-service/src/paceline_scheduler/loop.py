@@ -1,8 +1,9 @@
 """The scheduler's loop: what happens when.
 
 Everything runs on one event loop and is driven by events. Commands of routers and reports of the executor change the
-live table as they come, and mark it dirty; at the end of the turn in which they came there is one plan, one batch of
-commands to the executor, and one update to each router. Besides, a timer tells load and expires what waited too long.
+live table as they come, and mark it dirty; at the end of the turn in which they came there is one update to each router
+and, in the turn after it so that tokens need not wait for planning, one plan and one batch of commands to the executor.
+Besides, a timer tells load and expires what waited too long.
 """
 
 import asyncio
@@ -81,8 +82,15 @@ class SchedulerLoop:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Plan if anything happened, and let the streams take what is there."""
+        """Let the routers' streams take what is there, then plan."""
         self._scheduled = False
+        if self.state.sessions.flush():
+            self._loop.call_soon(self._plan)  # behind the writers that were just woken
+        else:
+            self._plan()
+
+    def _plan(self) -> None:
+        """Plan if anything happened, and let the executor's stream take what is there."""
         state = self.state
         if self._dirty:
             self._dirty = False
@@ -94,7 +102,6 @@ class SchedulerLoop:
                     self._metrics.planned(self.planner.record.plan_ms, sent=plan is not None)
             self._ended.set()
         state.outbox.flush()
-        state.sessions.flush()
 
     async def run_timer(self) -> None:
         """Load reports, risks and time-outs, until cancelled. One wake-up per load interval."""

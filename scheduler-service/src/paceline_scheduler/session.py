@@ -67,10 +67,12 @@ class RouterSession:
         self._seal()
         self._update(64).engine_lost.CopyFrom(lost)
 
-    def flush(self) -> None:
-        """Let the writer take what is there. Called once per turn of the loop."""
-        if self._open is not None or self._ready:
-            self._wake.set()
+    def flush(self) -> bool:
+        """Let the writer take what is there, if anything. Called once per turn of the loop."""
+        if self._open is None and not self._ready:
+            return False
+        self._wake.set()
+        return True
 
     def close(self, error: PacelineError) -> None:
         """End the stream with `error`; the first one counts."""
@@ -153,10 +155,10 @@ class SessionRegistry:
             return True
         return False
 
-    def flush(self) -> None:
-        """Let all writers take what is there."""
-        for session in self._sessions.values():
-            session.flush()
+    def flush(self) -> bool:
+        """Let all writers take what is there; False when nothing is."""
+        flushed = [session.flush() for session in self._sessions.values()]
+        return any(flushed)
 
     def _advance(self, router_id: str, fencing_token: int) -> None:
         highest = self._tokens.get(router_id, 0)
