@@ -202,14 +202,18 @@ async def test_a_real_predictor_answers_and_learns(line, spec):
     from paceline_predictor.app import PredictorApp
     from paceline_predictor.config import Config as PredictorConfig
 
-    await line.engine("e0")
+    await line.engine("e0", time_scale=1.0)
     sections = {"predictor": {"listen": "127.0.0.1:0"}, "store": {"url": ""}}
     config = PredictorConfig.model_validate(sections)
     async with PredictorApp(config) as predictor:
         router = await line.router(predictor=predictor.server.address, predictor_timeout_ms=2000.0)
-        answer = await router.generate(spec())
-        assert answer.accepted.estimate_source not in ("", "fallback")
-    # It is gone: the next answer comes from the router itself.
+        session = await router.session()
+        alone = await session.submit(spec(tokens=2000))
+        await session.until(lambda: alone.accepted is not None)
+        assert alone.accepted.estimate_source != "fallback"
+        beside = await router.generate(spec())
+        assert beside.accepted.estimate_source not in ("", "fallback", "router")
+    # It is gone: the next estimate is the router's own.
     assert (await router.generate(spec())).accepted.estimate_source == "fallback"
 
 

@@ -169,9 +169,10 @@ class Admission:
         request.max_tokens = request.spec.max_tokens or self._default_max_tokens(request)
         request.spec.max_tokens = request.max_tokens
         query = request.query = self._query(request, given)
-        if (slo is not None or given.streaming) and self._fleet.idle(request.spec.model):
+        follows = (slo is not None or given.streaming) and self._predictor.answers
+        if follows and self._fleet.idle(request.spec.model):
             # Nothing waits anywhere, so the estimate decides nothing yet: it may follow the request.
-            request.estimate = self._predictor.own(query)
+            request.estimate = self._predictor.own(query, source="router")
             self._refine(request, query)
             predicted = None
         else:

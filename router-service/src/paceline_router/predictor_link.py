@@ -67,10 +67,15 @@ class PredictorLink:
         """True while the predictor is configured and does not answer."""
         return self._stub is not None and self._clock.now_ms() < self._rest_until_ms
 
+    @property
+    def answers(self) -> bool:
+        """True if there is a predictor, and it answered of late."""
+        return self._stub is not None and not self.degraded
+
     async def estimate(self, query: predictor_pb2.LengthQuery) -> Estimate:
         """A length estimate; never fails, never takes longer than the time-out."""
         message: estimate_pb2.LengthEstimate | None = None
-        if self._stub is not None and not self.degraded:
+        if self.answers:
             message = await self._ask(query)
         if message is not None:
             try:
@@ -85,9 +90,11 @@ class PredictorLink:
         self._instruments.add(PREDICTIONS, source="fallback")
         return self.own(query)
 
-    def own(self, query: predictor_pb2.LengthQuery) -> Estimate:
-        """What the router knows by itself, at once."""
-        return Estimate.of(self._fallback.estimate(query.model, query.app), query.max_tokens)
+    def own(self, query: predictor_pb2.LengthQuery, source: str = "fallback") -> Estimate:
+        """What the router knows by itself, at once. `source` says why it was asked."""
+        message = self._fallback.estimate(query.model, query.app)
+        message.source = source
+        return Estimate.of(message, query.max_tokens)
 
     def observe(self, outcome: predictor_pb2.LengthOutcome) -> None:
         """A request ended; the fallback learns at once, the predictor in the next batch."""

@@ -262,7 +262,9 @@ class Accepted(_message.Message):
     predicted_tokens: _builtins.int
     """Predicted output tokens, P50."""
     estimate_source: _builtins.str
-    """Where the length estimate came from; "fallback" when the predictor is down."""
+    """Where the length estimate came from; "fallback" when the predictor is down, "router" when it was not waited for
+    because no other request competed.
+    """
     durability: Global___Durability.ValueType
     """Durability it is held to."""
     arrived_unix_ms: _builtins.int
