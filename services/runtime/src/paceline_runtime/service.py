@@ -79,8 +79,8 @@ def run_loop(main: Awaitable[int]) -> int:
     async def entry() -> int:
         return await main
 
-    # An engine's step loop or a database's thread shares the interpreter with the event loop, which otherwise waits up to
-    # 5 ms for its turn: longer than a request takes through this process.
+    # An engine's step loop or a database's thread shares the interpreter with the event loop, which otherwise waits
+    # up to 5 ms for its turn: longer than a request takes through this process.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(entry())
