@@ -8,6 +8,7 @@ from paceline_executor.contract import AttemptSpec, EngineError, Ids, Sampling
 _MAX_STOPS = 16
 _MAX_STOP_BYTES = 256
 _MAX_BIAS = 100.0
+_MAX_PENALTY = 100.0
 
 
 class PromptTokenizer(Protocol):
@@ -65,10 +66,11 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         wrong.append("top_p must be in (0, 1]")
     if sampling.top_k < 0:
         wrong.append("top_k must be 0 or more")
-    if not (math.isfinite(sampling.presence_penalty) and math.isfinite(sampling.frequency_penalty)):
-        wrong.append("penalties must be finite")
-    if not (math.isfinite(sampling.repetition_penalty) and sampling.repetition_penalty > 0):
-        wrong.append("repetition_penalty must be above 0")
+    # Past these bounds logits overflow, and a sampler without finite logits has nothing to draw from.
+    if not all(abs(p) <= _MAX_PENALTY for p in (sampling.presence_penalty, sampling.frequency_penalty)):
+        wrong.append(f"presence and frequency penalties must be in -{_MAX_PENALTY:g}..{_MAX_PENALTY:g}")
+    if not 1 / _MAX_PENALTY <= sampling.repetition_penalty <= _MAX_PENALTY:
+        wrong.append(f"repetition_penalty must be in {1 / _MAX_PENALTY:g}..{_MAX_PENALTY:g}")
     if any(not 0 <= token < vocab_size or not abs(bias) <= _MAX_BIAS for token, bias in sampling.logit_bias):
         wrong.append(
             f"logit_bias takes token ids of the vocabulary and values in -{_MAX_BIAS:g}..{_MAX_BIAS:g}"

@@ -44,6 +44,8 @@ def row_of(driver, key: int):
         ({"forced_ids": np.array([-1], np.int32)}, "INVALID_TOKEN_ID"),
         ({"sampling": Sampling(temperature=-1)}, "INVALID_SAMPLING"),
         ({"sampling": Sampling(top_p=0)}, "INVALID_SAMPLING"),
+        ({"sampling": Sampling(repetition_penalty=1e-40)}, "INVALID_SAMPLING"),
+        ({"sampling": Sampling(frequency_penalty=float("nan"))}, "INVALID_SAMPLING"),
         ({"sampling": Sampling(logit_bias=((9999, 1.0),))}, "INVALID_SAMPLING"),
         ({"sampling": Sampling(stop=("x" * 300,))}, "INVALID_SAMPLING"),
     ],

@@ -16,6 +16,7 @@ from paceline_executor.llamacpp.slots import plan_window
 from paceline_executor.llamacpp.tiny import write_tiny_model
 from paceline_executor.llamacpp.transfer import SequenceState
 from paceline_executor.output_text import OutputText
+from paceline_executor.validation import check_sampling
 
 NO_IDS = np.empty(0, np.int32)
 
@@ -129,6 +130,28 @@ def test_top_p_over_a_flat_large_vocabulary_reaches_past_the_first_candidates() 
     drawn = {draw(logits, Sampling(temperature=1.0, top_p=0.5, seed=1), index) for index in range(400)}
     assert max(drawn) < 2501
     assert max(drawn) > 1500
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-9, 1e-4])
+def test_the_coldest_draws_are_the_largest_logit(temperature) -> None:
+    cold = Sampling(temperature=temperature, top_p=0.9, top_k=2, logit_bias=((1, 100.0),), seed=3)
+    assert draw([90.0, -5.0, 94.0], cold) == 1
+    assert draw([90.0, -5.0, 94.0], Sampling(temperature=temperature, top_p=0.9)) == 2
+
+
+@pytest.mark.parametrize("output", [(), (0, 0, 0, 1)])
+def test_the_largest_penalties_leave_something_to_draw(output) -> None:
+    for sign in (-1, 1):
+        for penalty in (0.01, 100.0):
+            hard = Sampling(
+                temperature=1e-4,
+                top_p=0.5,
+                presence_penalty=100.0 * sign,
+                frequency_penalty=100.0 * sign,
+                repetition_penalty=penalty,
+            )
+            check_sampling(hard, 3)
+            assert draw([50.0, -40.0, 30.0], hard, output=output) in range(3)
 
 
 def test_penalties_and_bias_come_from_the_ids() -> None:

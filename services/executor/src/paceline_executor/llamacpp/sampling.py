@@ -18,6 +18,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _BLOCK = 64
 _CLASSES = 1024
 _CLASSES_PER_NAT = np.float32(32.0)
+_COLDEST = 1e-4
+"""Temperatures below draw the largest logit: scaled by less, logits overflow."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class SampleRow:
 
 def is_plain_greedy(sampling: Sampling) -> bool:
     """True if the largest logit is the answer."""
-    return sampling.temperature <= 0.0 and not _changes_logits(sampling)
+    return sampling.temperature < _COLDEST and not _changes_logits(sampling)
 
 
 def sample(logits: NDArray[np.float32], rows: Sequence[SampleRow]) -> list[int]:
@@ -70,7 +72,7 @@ def _sample_one(logits: NDArray[np.float32], row: SampleRow) -> int:
     sampling = row.sampling
     if _changes_logits(sampling):
         logits = _adjusted(logits, row)
-    if sampling.temperature <= 0.0:
+    if sampling.temperature < _COLDEST:
         return int(logits.argmax())
     scaled = logits * np.float32(1.0 / sampling.temperature)
     candidates, weights = _candidates(scaled, sampling)
