@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from paceline.common.v1 import attempt_pb2, slo_pb2
+from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.batch.state import RunState
 from paceline_runtime.config_model import ConfigError
@@ -197,6 +198,29 @@ async def test_another_router_takes_over(bench):
     late = bench.router_end(scheduler, "router-a", token=4)
     with pytest.raises(grpc.aio.AioRpcError):
         await late.hello()
+
+
+async def test_a_hello_that_adopts_with_an_old_token_leaves_no_session(bench):
+    _, scheduler, router = await bench.pair()
+    newer = await bench.router(scheduler, "router-b", 7)
+    heir = bench.router_end(scheduler, "router-c", 1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await heir.hello(adopt={"router-a": 1, "router-b": 6})
+    assert from_rpc_error(refused.value).reason is Reason.FENCED
+    assert {s.router_id for s in scheduler.loop.state.sessions.all()} == {"router-a", "router-b"}
+    await newer.run_all(bench.submit(1))
+    await router.run_all(bench.submit(2))
+
+
+async def test_an_attempt_that_lands_after_it_was_given_up_is_ended(bench):
+    executor, scheduler, router = await bench.pair()
+    await router.send(submits=[bench.submit(1, tokens=1500, token_limit=4)])
+    await router.until(lambda: 1 in router.accepted)
+    state = scheduler.loop.state
+    state.table.remove(1)
+    acceptance = attempt_pb2.AttemptAccepted(attempt_key=1)
+    scheduler.loop.report(executor_pb2.Report(accepted=[acceptance]))
+    await nothing_left(bench, executor, scheduler)
 
 
 async def test_a_new_scheduler_adopts_the_live_executor(bench):

@@ -174,10 +174,11 @@ class SchedulerLoop:
         if not hello.router_id:
             raise invalid("a hello needs a router_id", field="router_id")
         state = self.state
+        others = [adoption for adoption in hello.adopt if adoption.router_id != hello.router_id]
+        for adoption in others:  # all or nothing: a session that is refused must not be left open
+            state.sessions.check(adoption.router_id, adoption.fencing_token)
         session = state.sessions.open(hello.router_id, hello.fencing_token)
-        for adoption in hello.adopt:
-            if adoption.router_id == hello.router_id:
-                continue
+        for adoption in others:
             state.sessions.adopt(adoption.router_id, adoption.fencing_token)
             self._stop_grace(adoption.router_id)
             for attempt in state.table:

@@ -1,9 +1,13 @@
 """What goes down to the executor next: commands merged until the stream can take them."""
 
 import asyncio
+from collections import deque
 
 from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2
+
+_ADDS_BYTES = 4 * 1024 * 1024
+"""Prompts sent in one message, but for the last one: well below the transport's largest message."""
 
 
 class CommandOutbox:
@@ -12,6 +16,7 @@ class CommandOutbox:
 
     def __init__(self) -> None:
         self._commands = executor_pb2.Commands()
+        self._adds: deque[executor_pb2.AddAttempt] = deque()
         self._cancels: dict[int, None] = {}
         self._releases: dict[int, None] = {}
         self._tickets: dict[int, None] = {}
@@ -21,7 +26,7 @@ class CommandOutbox:
 
     def add(self, add: executor_pb2.AddAttempt) -> None:
         """Take an attempt in."""
-        self._commands.adds.append(add)
+        self._adds.append(add)
         self._touch()
 
     def cancel(self, key: int) -> None:
@@ -57,17 +62,27 @@ class CommandOutbox:
     def clear(self) -> None:
         """Forget everything: the stream is gone, and the next one starts from the live table."""
         self._commands.Clear()
+        self._adds.clear()
         for pending in (self._cancels, self._releases, self._tickets, self._republish):
             pending.clear()
         self._full = False
         self._wake.clear()
 
     async def take(self) -> executor_pb2.RunRequest:
-        """Wait until there is something, and take it all."""
+        """Wait until there is something, and take it all; of very many prompts, as many as a message holds."""
         await self._wake.wait()
+        adds: list[executor_pb2.AddAttempt] = []
+        size_bytes = 0
+        while self._adds and size_bytes < _ADDS_BYTES:
+            adds.append(self._adds.popleft())
+            size_bytes += adds[-1].ByteSize()
+        if self._adds:
+            # What names an attempt must not come before the command that takes it in: only prompts for now.
+            return executor_pb2.RunRequest(commands=executor_pb2.Commands(adds=adds))
         self._wake.clear()
         self._full = False
         commands, self._commands = self._commands, executor_pb2.Commands()
+        commands.adds.extend(adds)
         commands.cancels.extend(self._cancels)
         commands.releases.extend(self._releases)
         commands.tickets.extend(self._tickets)

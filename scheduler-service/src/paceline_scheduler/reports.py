@@ -85,7 +85,10 @@ class Reports:
         """The engine took an attempt in."""
         state = self._state
         attempt = state.table.get(accepted.attempt_key)
-        if attempt is None or attempt.accepted:
+        if attempt is None:
+            state.outbox.cancel(accepted.attempt_key)  # given up while it was on its way: it must not live on
+            return
+        if attempt.accepted:
             return
         attempt.take_in(accepted.prompt_ids)
         table = state.table

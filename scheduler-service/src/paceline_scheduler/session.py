@@ -160,12 +160,16 @@ class SessionRegistry:
         flushed = [session.flush() for session in self._sessions.values()]
         return any(flushed)
 
-    def _advance(self, router_id: str, fencing_token: int) -> None:
+    def check(self, router_id: str, fencing_token: int) -> None:
+        """Raises PacelineError (FENCED) on a token older than the newest one seen of this router."""
         highest = self._tokens.get(router_id, 0)
         if fencing_token < highest:
             raise PacelineError(
                 Reason.FENCED, f"fencing token {fencing_token} of router {router_id} is older than {highest}"
             )
+
+    def _advance(self, router_id: str, fencing_token: int) -> None:
+        self.check(router_id, fencing_token)
         self._tokens.pop(router_id, None)
         self._tokens[router_id] = fencing_token
         if len(self._tokens) > _ROUTERS_REMEMBERED:

@@ -175,11 +175,12 @@ class RunSession:
                 # What comes out now is for the stream that took over.
                 return
             self._ready.clear()
+            # Taken before anything is awaited: a stream that takes over meanwhile must find its own events there.
+            events = self._engine.events.drain()
             answers = self._answers
             if answers.tickets or answers.ended:
                 self._answers = executor_pb2.Report()
                 await self._deliver(answers)
-            events = self._engine.events.drain()
             if self._count is not None:
                 self._count(events)
             died = [e for e in events if isinstance(e, AttemptEnded) and e.error_reason == ENGINE_FAILED]
