@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from paceline.router.v1 import router_pb2
 from paceline_router.clock import Clock
@@ -20,6 +20,7 @@ from paceline_router.token_intake import TokenIntake
 from paceline_runtime.telemetry import names
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.propagation import extract
+from paceline_runtime.telemetry.spans import traceparent_of
 
 INTERVAL_S = 1.0
 _MAX_ENGINES = 100
@@ -110,7 +111,7 @@ class RequestSpans:
             }
         )
         request.span = span
-        request.spec.traceparent = _traceparent(span)
+        request.spec.traceparent = traceparent_of(span)
 
     def end(self, request: LiveRequest) -> None:
         """End the span with what became of the request."""
@@ -132,12 +133,6 @@ class RequestSpans:
         if request.state in (State.FAILED, State.EXPIRED):
             span.set_status(StatusCode.ERROR, finished.failure.message)
         span.end()
-
-
-def _traceparent(span: Span) -> str:
-    """The span's context as W3C traceparent."""
-    context = span.get_span_context()
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
 def _counted(counts: Mapping[str, int]) -> list[Reading]:

@@ -66,7 +66,8 @@ class SchedulerApp:
         """Listen, and dial the executor. Ready once the engine is there."""
         config = self._config
         instruments = None if self._telemetry is None else self._telemetry.instruments
-        self.loop = SchedulerLoop(config, self._policy, instruments)
+        tracer = None if self._telemetry is None else self._telemetry.tracer
+        self.loop = SchedulerLoop(config, self._policy, instruments, tracer)
         self.server = Server(
             config.server.model_copy(update={"listen": config.listen}),
             tls=self._tls,

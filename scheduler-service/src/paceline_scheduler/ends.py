@@ -4,6 +4,7 @@ import heapq
 
 from paceline.common.v1 import attempt_pb2
 from paceline_runtime.errors import Reason
+from paceline_runtime.telemetry import names
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.wire import completed, end_state
@@ -47,6 +48,11 @@ class Ends:
         name = attempt_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
         detail = f"{name} {ended.failure.reason}".strip() + (", attained" if outcome.attained else "")
         attempt.note(now - state.table.arrival_ms[attempt.row], "ended", detail)
+        state.spans.end(
+            attempt.key,
+            {names.GEN_AI_FINISH_REASONS: [name], names.GEN_AI_OUTPUT_TOKENS: ended.output_tokens},
+            error=ended.failure.message,
+        )
         if not state.table.prompt_tokens[attempt.row] and ended.prompt_tokens:
             state.table.prompt_tokens[attempt.row] = ended.prompt_tokens
         state.table.end(attempt, end_state(reason))

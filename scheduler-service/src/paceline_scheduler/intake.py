@@ -9,6 +9,7 @@ from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.slo import SloClass
 from paceline_runtime.errors import Reason
+from paceline_runtime.telemetry import names
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.session import RouterSession
@@ -79,6 +80,11 @@ class Intake:
             budget_ms = submit.elapsed_ms + submit.task_call_budget_ms
             table.call_due_ms[row] = arrival_ms + budget_ms
             slo = replace(slo, e2e_ms=budget_ms)
+        spec.traceparent = state.spans.begin(
+            spec.attempt_key,
+            spec.traceparent,
+            {names.ATTR_REQUEST_ID: spec.request_id, names.ATTR_SLO_CLASS: slo.slo_class.name.lower()},
+        )
         state.tracker.grow(table.rows)
         state.tracker.begin(row, slo, arrival_ms)
         table.arrival_ms[row] = arrival_ms

@@ -9,6 +9,8 @@ Besides, a timer tells load and expires what waited too long.
 import asyncio
 import logging
 
+from opentelemetry.trace import Tracer
+
 from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2
@@ -17,6 +19,7 @@ from paceline_core.engine_model import EngineModelFitter
 from paceline_core.tracker import SloTracker
 from paceline_runtime.errors import PacelineError, Reason, invalid
 from paceline_runtime.telemetry.metrics import Instruments
+from paceline_runtime.telemetry.spans import OpenSpans
 from paceline_scheduler.config import SchedulerConfig
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.intake import Intake
@@ -40,7 +43,11 @@ class SchedulerLoop:
     """One engine's scheduler, without its streams: those call it, and carry what it leaves in the outboxes."""
 
     def __init__(
-        self, config: SchedulerConfig, policy: BatchPolicy, instruments: Instruments | None = None
+        self,
+        config: SchedulerConfig,
+        policy: BatchPolicy,
+        instruments: Instruments | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.started_unix_ms = unix_ms()
         self.state = SchedulerState(
@@ -52,6 +59,7 @@ class SchedulerLoop:
             outbox=CommandOutbox(),
             mark_dirty=self._mark_dirty,
             mark_output=self._schedule,
+            spans=OpenSpans("paceline.attempt", tracer),
         )
         self.planner = Planner(self.state, policy, self.started_unix_ms)
         self._metrics = (

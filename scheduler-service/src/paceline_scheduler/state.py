@@ -10,6 +10,7 @@ from paceline.executor.v1 import executor_pb2
 from paceline_core.batch.view import Capacity
 from paceline_core.engine_model import EngineModelFitter
 from paceline_core.tracker import SloTracker
+from paceline_runtime.telemetry.spans import OpenSpans
 from paceline_scheduler.config import SchedulerConfig
 from paceline_scheduler.outbox import CommandOutbox
 from paceline_scheduler.session import SessionRegistry
@@ -64,5 +65,7 @@ class SchedulerState:
     draining: bool = False
     tokens: int = 0
     """Output tokens made since the start."""
+    spans: OpenSpans = field(default_factory=lambda: OpenSpans("paceline.attempt"))
+    """One per attempt that is traced, from here to its end."""
     counts: Counter[str] = field(default_factory=Counter)
     """Odd things that happened, by name: never silent, and cheap to ask for."""

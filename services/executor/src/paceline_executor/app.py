@@ -23,6 +23,7 @@ from paceline_executor.simulated.engine import SimulatedEngine
 from paceline_runtime.config_model import ConfigError
 from paceline_runtime.server import Server
 from paceline_runtime.telemetry.setup import Telemetry
+from paceline_runtime.telemetry.spans import OpenSpans
 
 _log = logging.getLogger(__name__)
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -87,6 +88,9 @@ class ExecutorApp:
                 attach_timeout_s=own.attach_timeout_s,
                 stall_pause_s=own.stall_pause_s,
                 meter=self._meter(),
+                spans=OpenSpans(
+                    "paceline.engine", None if self._telemetry is None else self._telemetry.tracer
+                ),
             )
             self.server.add(executor_pb2_grpc.add_ExecutorServiceServicer_to_server, service)
             self.server.on_drain(lambda: self._drain(control))

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
+from opentelemetry.util.types import AttributeValue
+
 from paceline.executor.v1 import executor_pb2
 from paceline_executor.contract import (
     ENGINE_FAILED,
@@ -28,6 +30,8 @@ from paceline_executor.landing import Landing
 from paceline_executor.report import reports_of
 from paceline_executor.to_proto import ended_message, kv_message
 from paceline_runtime.errors import PacelineError, Reason
+from paceline_runtime.telemetry import names
+from paceline_runtime.telemetry.spans import OpenSpans
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class RunSession:
         endpoint: str,
         stall_pause_s: float,
         counters: Counter[str],
+        spans: OpenSpans,
         count: Callable[[list[Event]], None] | None = None,
     ) -> None:
         self._engine = engine
@@ -62,6 +67,7 @@ class RunSession:
         self._plan: Plan | None = None
         self._paused = False
         self._counters = counters
+        self._spans = spans
         self._count = count
 
     def fence(self) -> None:
@@ -132,6 +138,7 @@ class RunSession:
             self._answers.ended.append(ended_message(refusal))
             self._ready.set()
             return
+        self._spans.begin(spec.attempt_key, add.spec.traceparent, {names.ATTR_REQUEST_ID: spec.request_id})
         await self._landing.add(spec, add.spec.kv_ticket if add.spec.HasField("kv_ticket") else None)
 
     def _issue_ticket(self, attempt_key: int) -> None:
@@ -183,6 +190,7 @@ class RunSession:
                 await self._deliver(answers)
             if self._count is not None:
                 self._count(events)
+            self._end_spans(events)
             died = [e for e in events if isinstance(e, AttemptEnded) and e.error_reason == ENGINE_FAILED]
             for report in reports_of([event for event in events if event not in died] if died else events):
                 if report.ended and not report.HasField("kv"):
@@ -192,6 +200,16 @@ class RunSession:
             if died:
                 # Not the ends of requests: without a stream the scheduler takes them for lost, and they are replayed.
                 raise PacelineError(Reason.UNAVAILABLE, f"the engine has failed: {died[0].message}")
+
+    def _end_spans(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, AttemptEnded):
+                what: dict[str, AttributeValue] = {
+                    names.GEN_AI_FINISH_REASONS: [event.reason.value],
+                    names.GEN_AI_INPUT_TOKENS: event.prompt_tokens,
+                    names.GEN_AI_OUTPUT_TOKENS: event.output_tokens,
+                }
+                self._spans.end(event.attempt_key, what, error=event.message)
 
     async def _deliver(self, report: executor_pb2.Report) -> None:
         stall = self._loop.call_later(self._stall_pause_s, self._pause)

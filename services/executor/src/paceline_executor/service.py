@@ -18,6 +18,7 @@ from paceline_executor.pull import MAX_CHUNK_BYTES
 from paceline_executor.run_session import RunSession
 from paceline_executor.to_proto import capabilities_message, ids_to_bytes, live_message
 from paceline_runtime.errors import PacelineError, Reason, invalid, reason_of
+from paceline_runtime.telemetry.spans import OpenSpans
 
 _MAX_TEXTS = 64
 _MAX_TEXT_CHARS = 1 << 20
@@ -48,6 +49,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         attach_timeout_s: float,
         stall_pause_s: float,
         meter: Meter | None = None,
+        spans: OpenSpans | None = None,
     ) -> None:
         self._engine = engine
         self._identity = identity
@@ -58,6 +60,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self._attach_timeout_s = attach_timeout_s
         self._stall_pause_s = stall_pause_s
         self._meter = meter
+        self._spans = spans or OpenSpans("paceline.engine")
         self.counters: Counter[str] = Counter()
         """What happened on control streams so far: attaches, stall_pauses."""
 
@@ -82,6 +85,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             stall_pause_s=self._stall_pause_s,
             counters=self.counters,
             count=None if self._meter is None else self._meter.count,
+            spans=self._spans,
         )
         self._control.take(session, attach.fencing_token)
         self.counters["attaches"] += 1
