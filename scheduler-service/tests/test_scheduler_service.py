@@ -223,6 +223,50 @@ async def test_an_attempt_that_lands_after_it_was_given_up_is_ended(bench):
     await nothing_left(bench, executor, scheduler)
 
 
+async def test_a_late_request_that_asked_to_be_dropped_is(bench):
+    executor, scheduler, router = await bench.pair()
+    drop = slo_pb2.ON_MISS_DROP
+    late = {"elapsed_ms": 30_000.0, "token_limit": 4}
+    deadline = slo_pb2.DeadlineSlo(e2e_ms=29_000)
+    latency = slo_pb2.LatencySlo(ttft_ms=29_000, tbt_ms=10)
+    await router.send(
+        submits=[
+            bench.submit(1, slo=slo_pb2.Slo(deadline=deadline, on_miss=drop), **late),
+            bench.submit(2, slo=slo_pb2.Slo(latency=latency, on_miss=drop), **late),
+            bench.submit(3, slo=slo_pb2.Slo(deadline=deadline), **late),
+            bench.submit(4, slo=slo_pb2.Slo(best_effort=slo_pb2.BestEffortSlo(), on_miss=drop), **late),
+        ]
+    )
+    await router.until(lambda: {1, 2} <= router.ended.keys() and len(router.ids.get(4, ())) == 4)
+    for key in (1, 2):
+        assert router.ended[key].finish_reason == attempt_pb2.FINISH_REASON_EXPIRED
+        assert router.ended[key].failure.reason == "SLO_UNATTAINABLE"
+        assert not router.ended[key].failure.retryable
+    assert not {3, 4} & router.ended.keys()
+    await router.send(releases=[1, 2], cancels=[3, 4])
+    await router.until(lambda: {3, 4} <= router.ended.keys())
+    await router.send(releases=[3, 4])
+    await nothing_left(bench, executor, scheduler)
+
+
+async def test_waits_of_attempts_that_are_gone_do_not_pile_up(bench):
+    _, scheduler, router = await bench.pair()
+    for first in range(0, 3000, 500):
+        await router.run_all(*(bench.submit(k, tokens=1, max_wait_ms=1e7) for k in range(first, first + 500)))
+        await router.send(releases=range(first, first + 500))
+    assert len(scheduler.loop.ends._waits) < 2200
+
+
+async def test_slots_held_without_credit_go_to_who_can_run(bench):
+    executor = await bench.executor(max_batch=2, max_resident=4)
+    scheduler = await bench.scheduler(executor.address)
+    router = await bench.router(scheduler)
+    await router.send(submits=[bench.submit(k, tokens=200, token_limit=4) for k in range(8)])
+    await router.until(lambda: all(len(router.ids.get(k, ())) >= 4 for k in range(8)))
+    await router.run_all(*(bench.submit(k, tokens=100) for k in range(10, 14)))
+    assert not set(range(8)) & router.ended.keys()
+
+
 async def test_a_new_scheduler_adopts_the_live_executor(bench):
     executor, first, router = await bench.pair()
     await router.send(

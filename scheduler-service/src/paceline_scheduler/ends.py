@@ -2,7 +2,10 @@
 
 import heapq
 
+import numpy as np
+
 from paceline.common.v1 import attempt_pb2
+from paceline_core.batch.laxity import out_of_reach
 from paceline_runtime.errors import Reason
 from paceline_runtime.telemetry import names
 from paceline_scheduler.attempt import Attempt
@@ -10,6 +13,8 @@ from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.wire import completed, end_state
 
 _CANCELLED = attempt_pb2.FINISH_REASON_CANCELLED
+_WAITS_KEPT = 1024
+"""Waits that may outlast their attempts before they are swept."""
 
 
 class Ends:
@@ -118,28 +123,46 @@ class Ends:
     def expect_start(self, attempt: Attempt, latest_ms: float) -> None:
         """The attempt expires unless it has run by `latest_ms`."""
         heapq.heappush(self._waits, (latest_ms, attempt.key))
+        if len(self._waits) > _WAITS_KEPT + 2 * self._state.table.live:
+            self._waits = [wait for wait in self._waits if self._waiting(wait[1]) is not None]
+            heapq.heapify(self._waits)
 
     def expire(self, now_ms: float) -> None:
-        """End what waited too long for its first run, and forget ended attempts that nobody came for."""
+        """End what waited too long for its first run or asked to be dropped and is late, and forget ended attempts that
+        nobody came for."""
         state = self._state
         while self._waits and self._waits[0][0] <= now_ms:
             _, key = heapq.heappop(self._waits)
-            attempt = state.table.get(key)
-            if attempt is None or attempt.ended is not None or state.table.started[attempt.row]:
-                continue
-            failure = attempt_pb2.Failure(
-                reason=Reason.QUEUE_TTL_EXPIRED,
-                message="the longest wait before the first run is over",
-                retryable=True,
-            )
-            end_as = attempt_pb2.AttemptEnded(
-                attempt_key=key, finish_reason=attempt_pb2.FINISH_REASON_EXPIRED, failure=failure
-            )
-            if attempt.sent:
-                self.cancel(attempt, end_as)
-            else:
-                self.finish(attempt, end_as)
+            attempt = self._waiting(key)
+            if attempt is not None:
+                message = "the longest wait before the first run is over"
+                self._expire(attempt, Reason.QUEUE_TTL_EXPIRED, message, retryable=True)
+        rows = np.flatnonzero(state.table.alive & state.table.drops)
+        if len(rows):
+            view = state.table.view(state.engine.capacity, state.fitter.model, rows)
+            for row in rows[out_of_reach(view, now_ms)].tolist():
+                message = "the objective is out of reach, and the request asked to be dropped then"
+                self._expire(state.table.at(row), Reason.SLO_UNATTAINABLE, message, retryable=False)
         self._bound(now_ms)
+
+    def _waiting(self, key: int) -> Attempt | None:
+        """The attempt if it lives and has not run yet."""
+        attempt = self._state.table.get(key)
+        if attempt is None or attempt.ended is not None or self._state.table.started[attempt.row]:
+            return None
+        return attempt
+
+    def _expire(self, attempt: Attempt, reason: Reason, message: str, *, retryable: bool) -> None:
+        if attempt.cancelling:
+            return  # its owner was first
+        failure = attempt_pb2.Failure(reason=reason, message=message, retryable=retryable)
+        end_as = attempt_pb2.AttemptEnded(
+            attempt_key=attempt.key, finish_reason=attempt_pb2.FINISH_REASON_EXPIRED, failure=failure
+        )
+        if attempt.sent:
+            self.cancel(attempt, end_as)
+        else:
+            self.finish(attempt, end_as)
 
     def _bound(self, now_ms: float) -> None:
         """Forget the oldest ended attempts past the bound or their time."""

@@ -14,7 +14,7 @@ from paceline_core import lengths
 from paceline_core.batch.state import RunState
 from paceline_core.batch.view import BatchView, Capacity, IntArray
 from paceline_core.engine_model import EngineModel
-from paceline_core.slo import SloClass
+from paceline_core.slo import OnMiss, SloClass
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.interner import Interner
 
@@ -24,11 +24,12 @@ _INT: Final = (
 _FLOAT: Final = ("arrival_ms", "ttft_ms", "tbt_ms", "e2e_ms", "call_due_ms", "mean_left", "mean_at")
 _SMALL: Final = ("tenant", "task", "priority", "router")
 _BYTE: Final = ("slo_class", "state")
-_FLAG: Final = ("alive", "started", "at_risk")
+_FLAG: Final = ("alive", "started", "at_risk", "drops")
 
 
 class LiveTable:
-    """Rows of attempts. `alive` is True from submit to end; `started` once the attempt has run."""
+    """Rows of attempts. `alive` is True from submit to end; `started` once the attempt has run; `drops` if it is to end
+    once its target is out of reach."""
 
     prompt_tokens: IntArray
     kv_tokens: IntArray
@@ -53,6 +54,7 @@ class LiveTable:
     alive: NDArray[np.bool_]
     started: NDArray[np.bool_]
     at_risk: NDArray[np.bool_]
+    drops: NDArray[np.bool_]
     length_cdf: NDArray[np.float32]
 
     def __init__(self, rows: int = 16) -> None:
@@ -106,6 +108,7 @@ class LiveTable:
         slo = attempt.slo
         self.slo_class[row] = slo.slo_class
         self.ttft_ms[row], self.tbt_ms[row], self.e2e_ms[row] = slo.ttft_ms, slo.tbt_ms, slo.e2e_ms
+        self.drops[row] = slo.on_miss is OnMiss.DROP
         self.call_due_ms[row] = np.inf
         self.mean_at[row] = -1.0
         self.router[row] = self._routers.acquire(attempt.router_id)

@@ -7,7 +7,7 @@ import numpy as np
 
 from paceline_core import lengths
 from paceline_core.batch.state import RunState
-from paceline_core.batch.view import BatchView, FloatArray
+from paceline_core.batch.view import BatchView, BoolArray, FloatArray
 from paceline_core.slo import SloClass
 
 
@@ -25,6 +25,14 @@ def time_left_ms(view: BatchView, now_ms: float) -> FloatArray:
     due = np.where(np.isfinite(view.call_due_ms), view.call_due_ms, due)
     due = np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due)
     return np.asarray(due - now_ms)
+
+
+def out_of_reach(view: BatchView, now_ms: float) -> BoolArray:
+    """[N] True where the target is missed whatever comes: the next token is late already (latency), or the deadline is
+    past. A task's deadline counts from its first call, so it is past when it would be for this call."""
+    latency = view.slo_class == SloClass.LATENCY
+    due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
+    return np.asarray((due < now_ms) & (view.slo_class != SloClass.BEST_EFFORT))
 
 
 def laxity_ms(view: BatchView, now_ms: float, remaining: FloatArray) -> FloatArray:
