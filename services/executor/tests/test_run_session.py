@@ -14,6 +14,7 @@ from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import ManualDriver
 from paceline_executor.simulated.engine import SimulatedEngine
 from paceline_runtime.errors import PacelineError
+from paceline_runtime.telemetry.spans import OpenSpans
 
 
 async def no_pull(ticket: object) -> bytes:
@@ -44,6 +45,7 @@ async def test_a_stream_that_is_taken_over_while_it_answers_leaves_the_events() 
         endpoint="",
         stall_pause_s=60.0,
         counters=Counter(),
+        spans=OpenSpans("paceline.engine"),
     )
     async with asyncio.timeout(10):
         with pytest.raises(PacelineError, match="newer stream"):
