@@ -97,13 +97,18 @@ class Admission:
         read(request)
         try:
             await self._prepare(request, given, slo)
-            if request.cancel_requested:
-                self._lifecycle.cancel(request, "before it was placed")
-            elif not self._dispatcher.go(request, "new"):
+            # Its client may have cancelled it meanwhile, or an earlier life's request claimed the id.
+            if not request.ended and not self._dispatcher.go(request, "new"):
                 raise self._no_engine(request)
         except PacelineError as error:
             if not request.ended:
                 self._lifecycle.refuse(request, error)
+        except Exception:
+            # A defect, here or in a model's template, must not leave a request that never ends.
+            log.exception("admission failed unexpectedly", extra={"request_id": request.request_id})
+            if not request.ended:
+                message = "the router failed to take the request in; its log has more"
+                self._lifecycle.refuse(request, PacelineError(Reason.INTERNAL, message))
         except asyncio.CancelledError:
             if not request.ended:
                 self._lifecycle.refuse(
@@ -156,7 +161,7 @@ class Admission:
         if not asked and len(served) > 1:
             raise invalid(f"several models are served, name one of: {', '.join(served)}", field="model")
         if asked and asked not in served:
-            message = f"model {asked!r} is not served here; served: {', '.join(served)}"
+            message = f"model {asked[:200]!r} is not served here; served: {', '.join(served)}"
             raise PacelineError(Reason.UNKNOWN_MODEL, message, metadata={"field": "model"})
         return asked or served[0]
 
@@ -182,6 +187,8 @@ class Admission:
             raise duplicate(request.request_id)
         if predicted is not None:
             request.estimate = await predicted
+        if request.ended:
+            return
         self._set_slo(request, given, slo)
         await self._durability.admit(request)
 

@@ -64,6 +64,7 @@ class Adoption:
         self._changed = asyncio.Event()
         self.settled = asyncio.Event()
         self.on_adopted: Callable[[LiveRequest], None] = lambda request: None
+        self.on_conflict: Callable[[LiveRequest], None] = lambda request: None
 
     async def load(self, store: UnfinishedStore | None, router_id: str) -> None:
         """Read what the store has unfinished. A store that is down leaves the schedulers' part only."""
@@ -85,7 +86,12 @@ class Adoption:
         except TimeoutError:
             log.info("not every scheduler answered within the grace")
         for stored in list(self._stored.values()):
-            self._replay_stored(stored)
+            try:
+                self._replay_stored(stored)
+            except (DecodeError, PacelineError, ValueError):
+                # One row that nobody understands must not keep the router from serving.
+                extra = {"request_id": stored.request.request_id}
+                log.exception("a stored request cannot be rebuilt", extra=extra)
         self._stored.clear()
         self.settled.set()
         self._changed.set()
@@ -112,9 +118,11 @@ class Adoption:
             log.warning("an attempt's context cannot be read", extra={"request_id": live.spec.request_id})
             return None
         request = self._ledger.find(live.spec.request_id)
-        if request is None:
+        if request is None or self._admitting(request):
             if live.HasField("ended") and self.settled.is_set():
                 return None
+            if request is not None:
+                self.on_conflict(request)
             request = self._rebuild(live, context)
             if request is None:
                 return None
@@ -129,9 +137,15 @@ class Adoption:
             self._ledger.attempts.pop(request.attempt.key, None)
             self._fleet.gone(request.attempt.engine, request.attempt.key)
         attempt = self._rebuild_attempt(request, engine, live, context)
+        self._dispatcher.waiting.pop(request, None)
+        self._dispatcher.grant(request, force=True)
         self._stored.pop(request.request_id, None)
         self._changed.set()
         return attempt
+
+    def _admitting(self, request: LiveRequest) -> bool:
+        """True of a new request that has not been placed yet: it gives way to an earlier one of its id."""
+        return request.placing and request not in self._dispatcher.waiting
 
     def _rebuild(
         self, live: scheduler_pb2.LiveAttempt, context: ledger_pb2.RequestContext
@@ -140,18 +154,19 @@ class Adoption:
             request = self._request(
                 live.spec.request_id, context.spec, context.tenant, context.arrived_unix_ms, context.budget_ms
             )
-        except PacelineError as error:
+            if context.HasField("estimate"):
+                request.estimate = Estimate.of(context.estimate, request.max_tokens)
+        except (PacelineError, ValueError) as error:
             log.warning(
                 "a request cannot be rebuilt",
-                extra={"request_id": live.spec.request_id, "reason": error.message},
+                extra={"request_id": live.spec.request_id, "reason": str(error)},
             )
             return None
+        request.recorded = True
         if live.spec.WhichOneof("prompt") == "text":
             request.text = live.spec.text.encode()
         else:
             request.prompt_ids = live.spec.token_ids
-        if context.HasField("estimate"):
-            request.estimate = Estimate.of(context.estimate, request.max_tokens)
         request.predicted_e2e_ms = context.predicted_e2e_ms
         request.turn_index = context.turn_index
         request.crashes = context.crashes
@@ -203,16 +218,16 @@ class Adoption:
     def _replay_stored(self, stored: StoredRequest) -> None:
         """A request that no scheduler knows: go on from its checkpoints."""
         row = stored.request
-        if self._ledger.find(row.request_id) is not None:
+        known = self._ledger.find(row.request_id)
+        if known is not None and not self._admitting(known):
             return
-        try:
-            spec = generation_pb2.GenerationSpec.FromString(row.spec)
-            text, ids = spec.text.encode(), spec.token_ids
-            spec.ClearField("input")
-            request = self._request(row.request_id, spec, row.tenant, row.arrived_unix_ms, 0.0)
-        except (DecodeError, PacelineError):
-            log.exception("a stored request cannot be rebuilt", extra={"request_id": row.request_id})
-            return
+        spec = generation_pb2.GenerationSpec.FromString(row.spec)
+        text, ids = spec.text.encode(), spec.token_ids
+        spec.ClearField("input")
+        request = self._request(row.request_id, spec, row.tenant, row.arrived_unix_ms, 0.0)
+        if known is not None:
+            self.on_conflict(known)
+        request.recorded = True
         request.text = text
         request.prompt_ids = row.prompt_ids or ids
         request.prompt_tokens = row.prompt_tokens

@@ -27,7 +27,7 @@ from paceline_router.fleet import Fleet
 from paceline_router.fleet_control import FleetControl
 from paceline_router.intake import Intake
 from paceline_router.lease import RouterLease
-from paceline_router.ledger import Ledger, Retention
+from paceline_router.ledger import Ledger, Retention, duplicate
 from paceline_router.lifecycle import Lifecycle
 from paceline_router.observation import Gauges, RequestSpans
 from paceline_router.placement import Placer
@@ -174,6 +174,7 @@ class RouterApp:
             self.readers.leave(request)
 
         self.adoption.on_adopted = adopted
+        self.adoption.on_conflict = lambda request: lifecycle.refuse(request, duplicate(request.request_id))
         self.tokens = TokenIntake(self.ledger, self.durability, clock)
         intake = Intake(
             self.ledger,
@@ -327,9 +328,9 @@ class RouterApp:
         """A background task that fails ends the router: half a router is worse than none."""
         try:
             await work
-        except PacelineError as error:
+        except Exception as error:
             log.exception("background task failed", extra={"task": name})
-            self.shutdown.request(f"{name} failed: {error.message}")
+            self.shutdown.request(f"{name} failed: {error}")
 
     async def _send_clients_away(self) -> None:
         """Let what is about to end do so, then end the client streams: their requests live on in the

@@ -8,11 +8,13 @@ from typing import Final, Protocol
 import numpy as np
 from google.protobuf.json_format import MessageToJson
 
+from paceline.common.v1 import attempt_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_router.attempt import Attempt
 from paceline_router.clock import Clock
 from paceline_router.engine import Engine
 from paceline_router.request import LiveRequest
+from paceline_router.states import State
 from paceline_runtime.errors import PacelineError, Reason
 from paceline_store.rows import (
     AttemptRow,
@@ -85,11 +87,13 @@ class Durability:
             if self._writer.degraded:
                 message = "the store is down, so durability sync cannot be promised; use async, or try again"
                 raise PacelineError(Reason.STORE_UNAVAILABLE, message)
+            request.recorded = True
             await self._writer.commit(self._admission_rows(request))
             wake = asyncio.Event()
             task = asyncio.create_task(self._pump(request, wake), name=f"sync {request.request_id}")
             self._pumps[request] = (task, wake)
         elif self._keeps(request):
+            request.recorded = True
             self._put(*self._admission_rows(request))
 
     def resume_sync(self, request: LiveRequest) -> None:
@@ -145,9 +149,12 @@ class Durability:
             self._pumps[request][1].set()
             return
         self._unsaved.pop(request, None)
-        if self._keeps(request):
-            self._put(*self._checkpoint(request), *self._end_rows(request))
-        request.released = request.output.count
+        if request.durability == generation_pb2.DURABILITY_SYNC and self._writer is not None:
+            # Nobody commits its tokens any more: what was not released stays so, and the end says it.
+            _withhold(request)
+        else:
+            request.released = request.output.count
+        self._put_end(request)
         _release_end(request)
 
     def engine(self, engine: Engine, *, lost: bool) -> None:
@@ -195,6 +202,12 @@ class Durability:
         for row in rows:
             if not self._writer.put(row):
                 self.rows_refused += 1
+
+    def _put_end(self, request: LiveRequest) -> None:
+        # Not of a request that was refused before it had a row: one of the same id may be another's.
+        if self._keeps(request) and request.recorded:
+            tokens = self._checkpoint(request) if request.released == request.output.count else []
+            self._put(*tokens, *self._end_rows(request))
 
     def _checkpoint(self, request: LiveRequest) -> list[Row]:
         """The tokens since the last one, as at most one row."""
@@ -307,14 +320,30 @@ class Durability:
             pass
         log.error("a sync request could not be committed", extra={"request_id": request.request_id})
         self._pumps.pop(request, None)
+        request.checkpointed = request.released
+        message = "the store did not take its tokens in time, so durability sync cannot be kept"
+        problem = problem or PacelineError(Reason.STORE_UNAVAILABLE, message)
         if request.ended:
-            # It ended while it waited. What was promised cannot be kept, and saying nothing would be worse.
-            request.released = request.output.count
+            # It ended while it waited: an end without all of its tokens is a failure.
+            _withhold(request, problem)
+            self._put_end(request)
             _release_end(request)
         elif self.on_sync_failed is not None:
-            message = "the store did not take its tokens in time, so durability sync cannot be kept"
-            self.on_sync_failed(request, problem or PacelineError(Reason.STORE_UNAVAILABLE, message))
+            self.on_sync_failed(request, problem)
         return False
+
+
+def _withhold(request: LiveRequest, problem: PacelineError | None = None) -> None:
+    """End it with the tokens that were released. `problem`: why not with all of them."""
+    assert request.finished is not None
+    request.finished.output_tokens = request.released
+    if problem is not None and request.state is State.FINISHED:
+        request.state = State.FAILED
+        request.finished.finish_reason = attempt_pb2.FINISH_REASON_FAILED
+        request.finished.failure.reason = problem.reason.value
+        request.finished.failure.message = problem.message
+        request.finished.failure.retryable = problem.retryable
+        request.finished.outcome.attained = False
 
 
 def _release_end(request: LiveRequest) -> None:

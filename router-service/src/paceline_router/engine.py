@@ -24,7 +24,7 @@ class Pending:
 class Engine:
     """What the router knows of an engine.
 
-    `up`: its scheduler's session is open and names an incarnation. `draining`: taken out of placement by an
+    `up`: its scheduler's session is open and names an incarnation; `down_ms`: since when it is not. `draining`: taken out of placement by an
     operator; `scheduler_draining`: by its scheduler. `attempts` are the router's own on the present
     incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`); `idle` is set
     while there are no attempts. `row` is its place in the fleet's arrays.
@@ -39,6 +39,7 @@ class Engine:
         self.capabilities = engine_pb2.EngineCapabilities()
         self.executor_endpoint = ""
         self.up = False
+        self.down_ms: float | None = None
         self.draining = False
         self.scheduler_draining = False
         self.load = scheduler_pb2.Load()

@@ -22,7 +22,8 @@ _FORGET_ANNOUNCED_S = 300.0
 
 
 class FleetControl:
-    """Owns the links. `answered` is set once every scheduler of the configuration has said what lives there."""
+    """Owns the links. `answered` is set once every scheduler has said what lives there, if the configuration names them
+    all."""
 
     def __init__(
         self,
@@ -41,6 +42,8 @@ class FleetControl:
         self._clock = clock
         self._links: dict[str, tuple[SchedulerLink, asyncio.Task[None]]] = {}
         self._fixed = frozenset(config.schedulers)
+        # Who announces itself, or is found by name, is not known beforehand: then nobody can say "all".
+        self._all_known = bool(config.schedulers) and not config.dns
         self.answered = asyncio.Event()
 
     @property
@@ -91,34 +94,35 @@ class FleetControl:
             await asyncio.sleep(self._config.dns_interval_s)
 
     def sweep(self) -> None:
-        """Give up attempts whose scheduler stayed away for the grace, and forget announced schedulers long
+        """Give up attempts whose engine stayed away for the grace, and forget announced schedulers long
         gone."""
         now_ms = self._clock.now_ms()
-        if not self.answered.is_set() and all(
-            link.open for link in self.links if link.endpoint in self._fixed
-        ):
+        if self._all_known and all(link.open for link in self.links if link.endpoint in self._fixed):
             self.answered.set()
+        for engine in self._fleet:
+            if engine.up:
+                engine.down_ms = None
+            elif engine.down_ms is None:
+                engine.down_ms = now_ms
+            elif engine.attempts and now_ms - engine.down_ms >= 1000 * self._config.scheduler_grace_s:
+                self._give_up(engine)
         for endpoint, (link, task) in list(self._links.items()):
             if link.broken_ms is None:
                 continue
             away_s = (now_ms - link.broken_ms) / 1000
-            engine = link.engine
-            if (
-                engine is not None
-                and engine.link is link
-                and engine.attempts
-                and away_s >= self._config.scheduler_grace_s
-            ):
-                log.warning(
-                    "a scheduler stayed away; its requests go elsewhere",
-                    extra={"scheduler_endpoint": endpoint, "attempts": len(engine.attempts)},
-                )
-                engine.lost_attempts += len(engine.attempts)
-                for attempt in list(engine.attempts.values()):
-                    self._lifecycle.attempt_gone(attempt, "scheduler_lost", engine_lost=False)
             if away_s >= _FORGET_ANNOUNCED_S and endpoint not in self._fixed:
                 del self._links[endpoint]
                 task.cancel()
+
+    def _give_up(self, engine: Engine) -> None:
+        """Its scheduler stayed away, or came back without an engine and knows nothing of what lived there."""
+        log.warning(
+            "an engine stayed away; its requests go elsewhere",
+            extra={"engine_id": engine.engine_id, "attempts": len(engine.attempts)},
+        )
+        engine.lost_attempts += len(engine.attempts)
+        for attempt in list(engine.attempts.values()):
+            self._lifecycle.attempt_gone(attempt, "scheduler_lost", engine_lost=False)
 
     async def close(self) -> None:
         """Break all sessions; the schedulers keep their attempts for their grace."""

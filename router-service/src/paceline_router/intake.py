@@ -4,6 +4,8 @@ engines."""
 import logging
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+
 from paceline.common.v1 import attempt_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_router.attempt import Attempt
@@ -99,7 +101,7 @@ class Intake:
         for batch in update.tokens:
             try:
                 self._tokens.take(batch)
-            except ValueError:
+            except (ValueError, DecodeError):
                 log.exception("malformed token batch", extra={"scheduler_id": link.scheduler_id})
         if engine is not None and update.HasField("engine_lost"):
             self._engine_lost(engine, update.engine_lost)
@@ -163,7 +165,7 @@ class Intake:
             self._lifecycle.accepted(attempt, live.prompt_ids, 0)
         request = attempt.request
         if request.attempt is attempt:
-            if request.cancel_requested or attempt.displaced:
+            if request.cancel_requested or attempt.displaced or request.ended:
                 attempt.cancel_sent = True
                 link.cancel(key)
             elif not live.HasField("ended") or live.ended.output_tokens > request.output.count:

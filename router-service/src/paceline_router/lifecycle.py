@@ -98,12 +98,13 @@ class Lifecycle:
         request.notify(urgent=True)
 
     def attempt_ended(self, attempt: Attempt, ended: attempt_pb2.AttemptEnded) -> None:
-        """The engine's last word on the current attempt, all tokens of which are here as far as they matter."""
+        """The engine's last word on an attempt; the tokens of the current one are here as far as they matter."""
         request = attempt.request
         reason = ended.finish_reason
+        current = request.attempt is attempt
         self._close(attempt, reason)
         attempt.engine.link.release(attempt.key)
-        if request.ended:
+        if request.ended or not current:
             return
         if reason in _WELL:
             self.end(request, State.FINISHED, finish_reason=reason, stop_string=ended.stop_string)
@@ -128,10 +129,11 @@ class Lifecycle:
 
         `engine_lost`: its incarnation is gone; else the request may come back to the same engine.
         """
+        current = attempt.request.attempt is attempt
         self._close(attempt, _F.FINISH_REASON_FAILED)
         # Should it still be there, it must not go on; its end will be released as that of an unknown attempt.
         attempt.engine.link.cancel(attempt.key)
-        if not attempt.request.ended:
+        if current and not attempt.request.ended:
             self._lost(attempt, False, why, exclude=engine_lost)
 
     def cancel(self, request: LiveRequest, why: str) -> None:
@@ -211,6 +213,7 @@ class Lifecycle:
         self._learn(request, state, finish_reason)
         self._count(request, state)
         self.on_end(request)
+        request.drop_input()
 
     def _close(self, attempt: Attempt, reason: int) -> None:
         """The attempt is over; the request has none until it is placed again."""

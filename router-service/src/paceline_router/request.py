@@ -37,7 +37,7 @@ class LiveRequest:
     (rendered, UTF-8) or `prompt_ids` (little-endian int32; known for text too once an engine has accepted
     it). `released` is how many tokens readers may have: all of them, except that `sync` durability holds back
     what is not committed. `budget_ms` is the deadline from this request's arrival (deadline and task
-    classes). Times are the router's monotonic milliseconds.
+    classes). `recorded`: its row in the store is its own. Times are the router's monotonic milliseconds.
     """
 
     __slots__ = (
@@ -67,6 +67,7 @@ class LiveRequest:
         "prompt_ids",
         "prompt_tokens",
         "query",
+        "recorded",
         "released",
         "request_id",
         "slo",
@@ -115,6 +116,7 @@ class LiveRequest:
         self.output = Output()
         self.released = 0
         self.checkpointed = 0
+        self.recorded = False
         self.timeline = EdgeTimeline()
         self.cached_tokens = 0
         self.accepted: generation_pb2.Accepted | None = None
@@ -142,6 +144,16 @@ class LiveRequest:
     def durability(self) -> int:
         """`paceline.router.v1.Durability`, resolved."""
         return self.spec.durability
+
+    @property
+    def placing(self) -> bool:
+        """True while it has never been on an engine."""
+        return self.state is State.ACCEPTED and not self.attempts_made
+
+    def drop_input(self) -> None:
+        """Let go of what only another attempt would need: retained requests are bounded by their output."""
+        self.text = self.prompt_ids = b""
+        self.query = None
 
     def move_to(self, state: State) -> None:
         """Step to another state; to the same one is no step. Raises IllegalTransition."""

@@ -2,12 +2,11 @@
 event loop."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -19,6 +18,9 @@ from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
 
 log = logging.getLogger(__name__)
+
+MAX_COMMANDS_BYTES: Final = 1024 * 1024
+"""Submits of one message to a scheduler, about; far below what a message may have."""
 
 Dial = Callable[[str], grpc.aio.Channel]
 
@@ -184,14 +186,18 @@ class SchedulerLink:
             if not call.done() or (task is not None and task.cancelling()):
                 raise
             reason = "silent for too long"
+        except Exception:
+            # A defect in what a message set off must not end the link for good: dial again, and compare anew.
+            reason = "a message could not be carried out"
+            log.exception(reason, extra=self._where())
         finally:
-            for task in (writer, watch):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
             call.cancel()
             self._broken(opened, reason)
+            tasks = [task for task in (writer, watch) if task is not None]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
         return opened
 
     async def _read(self, call: Any) -> None:
@@ -226,6 +232,14 @@ class SchedulerLink:
             await asyncio.sleep(self._settings.heartbeat_lost_s / 4)
 
     def _take_commands(self) -> scheduler_pb2.Commands:
+        """What gathered, in messages of a bounded size; what is about an attempt stays behind its submit."""
+        size_bytes = 0
+        for place, submit in enumerate(self._submits):
+            size_bytes += submit.ByteSize()
+            if place and size_bytes > MAX_COMMANDS_BYTES:
+                first, self._submits = self._submits[:place], self._submits[place:]
+                self._wake.set()
+                return scheduler_pb2.Commands(submits=first)
         commands = scheduler_pb2.Commands(
             submits=self._submits,
             cancels=self._cancels,

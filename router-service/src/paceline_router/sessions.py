@@ -110,6 +110,8 @@ class ClientSession:
         def read(request: LiveRequest) -> None:
             limit = self._limits.get(stream_id, 0)
             self._streams[stream_id] = self._readers.attach(request, self._outbox, stream_id, 0, limit)
+            if stream_id in self._cancelled:
+                self._lifecycle.cancel(request, "by its client")
 
         async def admit() -> None:
             await self._admission.submit(submit.spec, self._tenant, read)
@@ -168,6 +170,10 @@ class ClientSession:
                 await work
             except PacelineError as error:
                 self._refuse(stream_id, error)
+            except Exception:
+                log.exception("a stream cannot be begun", extra={"stream_id": stream_id})
+                message = "the router failed to begin the stream; its log has more"
+                self._refuse(stream_id, PacelineError(Reason.INTERNAL, message))
 
         task = asyncio.create_task(guarded())
         self._admissions.add(task)
@@ -175,8 +181,6 @@ class ClientSession:
 
     def _admission_done(self, task: asyncio.Task[None]) -> None:
         self._admissions.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("admission failed unexpectedly", exc_info=error)
 
     def _refuse(self, stream_id: int, error: PacelineError) -> None:
         outlet = self._forget(stream_id)
