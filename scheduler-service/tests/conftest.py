@@ -49,7 +49,7 @@ class RouterEnd:
         seen = len(self.acks)
         await self._call.write(scheduler_pb2.SessionRequest(hello=hello))
         self._reader = asyncio.create_task(self._read())
-        await self.until(lambda: len(self.acks) > seen or self.error is not None)
+        await self.until(lambda: self.error is not None or (len(self.acks) > seen and not self.acks[-1].more))
         if self.error is not None:
             raise self.error
         return self.acks[-1]
@@ -95,7 +95,11 @@ class RouterEnd:
 
     def _take(self, message: scheduler_pb2.SessionResponse) -> None:
         if message.HasField("hello_ack"):
-            self.acks.append(message.hello_ack)
+            if self.acks and self.acks[-1].more:
+                self.acks[-1].live.extend(message.hello_ack.live)
+                self.acks[-1].more = message.hello_ack.more
+            else:
+                self.acks.append(message.hello_ack)
             self.order.append("hello_ack")
             return
         update = message.update

@@ -267,6 +267,27 @@ async def test_slots_held_without_credit_go_to_who_can_run(bench):
     assert not set(range(8)) & router.ended.keys()
 
 
+async def test_a_live_table_larger_than_a_message_is_told_in_parts(bench):
+    executor, scheduler, router = await bench.pair()
+    keys = set(range(60))
+    for first in range(0, 60, 15):
+        submits = [bench.submit(k, tokens=40, token_limit=2) for k in range(first, first + 15)]
+        for submit in submits:
+            submit.context = b"c" * 400_000
+        await router.send(submits=submits)
+    await router.until(lambda: keys <= router.accepted.keys())
+    await scheduler.stop(0.0)
+    heir = await bench.scheduler(executor.address)
+    router = await bench.router(heir)
+    assert {live.spec.attempt_key for live in router.acks[-1].live} == keys
+    assert {len(live.context) for live in router.acks[-1].live} == {400_000}
+    assert len(heir.loop.state.table) == 60
+    await router.send(cancels=keys)
+    await router.until(lambda: keys <= router.ended.keys())
+    await router.send(releases=keys)
+    await nothing_left(bench, executor, heir)
+
+
 async def test_a_new_scheduler_adopts_the_live_executor(bench):
     executor, first, router = await bench.pair()
     await router.send(

@@ -168,7 +168,7 @@ class SchedulerLink:
                 self._open()
                 writer = asyncio.create_task(self._write(call))
                 watch = asyncio.create_task(self._watch(call))
-                self._events.on_hello_ack(self, first.hello_ack)
+                await self._greeted(call, first.hello_ack)
                 await self._read(call)
         except TimeoutError:
             reason = f"no answer to the hello within {self._settings.heartbeat_lost_s:g} s"
@@ -206,7 +206,20 @@ class SchedulerLink:
             if response.HasField("update"):
                 self._events.on_update(self, response.update)
             elif response.HasField("hello_ack"):
-                self._events.on_hello_ack(self, response.hello_ack)
+                await self._greeted(call, response.hello_ack)
+
+    async def _greeted(self, call: Any, ack: scheduler_pb2.HelloAck) -> None:
+        """Pass an ack on once all of its parts are here: what it does not list counts as lost."""
+        while ack.more:
+            response = await call.read()
+            if response is grpc.aio.EOF or not response.HasField("hello_ack"):
+                log.warning("a scheduler left its hello unfinished", extra=self._where())
+                call.cancel()
+                return
+            self._heard.set()
+            ack.live.extend(response.hello_ack.live)
+            ack.more = response.hello_ack.more
+        self._events.on_hello_ack(self, ack)
 
     async def _write(self, call: Any) -> None:
         try:

@@ -114,16 +114,15 @@ class ExecutorLink:
         try:
             async with asyncio.timeout(self._attach_timeout_s):
                 await call.write(executor_pb2.RunRequest(attach=self._attach))
-                first = await call.read()
-            if first is grpc.aio.EOF or not isinstance(first, executor_pb2.RunResponse):
-                # The status says why; ending without an answer is an error of the executor's.
-                raise from_rpc_error(await _status_of(call))
-            if first.WhichOneof("message") != "attached":
-                raise PacelineError(Reason.FAILED_PRECONDITION, "the executor did not answer with Attached")
+                attached = await _read_attached(call)
+                while attached.more:
+                    part = await _read_attached(call)
+                    attached.live.extend(part.live)
+                    attached.more = part.more
             self._stop_deadline()
             self._attached = True
             self._outbox.clear()
-            self._events.attached(first.attached)
+            self._events.attached(attached)
             writer = asyncio.create_task(self._write(call), name="executor-commands")
             while True:
                 message = await call.read()
@@ -170,6 +169,17 @@ class ExecutorLink:
     def _out_of_reach(self) -> None:
         # The handle is kept: one call until the next attach.
         self._events.out_of_reach(self._cause)
+
+
+async def _read_attached(call: _Call) -> executor_pb2.Attached:
+    """The next part of the answer to an attach."""
+    response = await call.read()
+    if not isinstance(response, executor_pb2.RunResponse):
+        # The status says why; ending without an answer is an error of the executor's.
+        raise from_rpc_error(await _status_of(call))
+    if response.WhichOneof("message") != "attached":
+        raise PacelineError(Reason.FAILED_PRECONDITION, "the executor did not answer with Attached")
+    return response.attached
 
 
 async def _status_of(

@@ -33,8 +33,18 @@ class RouterSession:
         self.closed: asyncio.Future[PacelineError] = asyncio.get_running_loop().create_future()
 
     def hello_ack(self, ack: scheduler_pb2.HelloAck) -> None:
-        """Queue a HelloAck behind what is queued already."""
+        """Queue a HelloAck behind what is queued already, in as many parts as the transport needs."""
         self._seal()
+        live = list(ack.live)
+        ack.ClearField("live")
+        size_bytes = 0
+        for attempt in live:
+            if size_bytes > _SEAL_BYTES:
+                ack.more = True
+                self._ready.append(scheduler_pb2.SessionResponse(hello_ack=ack))
+                ack, size_bytes = scheduler_pb2.HelloAck(), 0
+            ack.live.append(attempt)
+            size_bytes += attempt.ByteSize()
         self._ready.append(scheduler_pb2.SessionResponse(hello_ack=ack))
 
     def accepted(self, accepted: attempt_pb2.AttemptAccepted) -> None:

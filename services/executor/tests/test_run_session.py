@@ -49,7 +49,7 @@ async def test_a_stream_that_is_taken_over_while_it_answers_leaves_the_events() 
     )
     async with asyncio.timeout(10):
         with pytest.raises(PacelineError, match="newer stream"):
-            await session.serve(executor_pb2.RunResponse(), requests())
+            await session.serve([], requests())
         await answered.wait()
     left = engine.events.drain()
     assert [getattr(event, "attempt_key", 0) for event in left if not isinstance(event, StepReport)] == [7]

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from opentelemetry.util.types import AttributeValue
@@ -75,10 +75,11 @@ class RunSession:
         self._fenced.set()
 
     async def serve(
-        self, attached: executor_pb2.RunResponse, requests: AsyncIterator[executor_pb2.RunRequest]
+        self, attached: Iterable[executor_pb2.RunResponse], requests: AsyncIterator[executor_pb2.RunRequest]
     ) -> None:
-        """Send `attached`, then serve until the peer ends the stream. Raises FENCED when a newer one took over."""
-        await self._write(attached)
+        """Send the parts of `attached`, then serve until the peer ends. Raises FENCED when a newer stream took over."""
+        for part in attached:
+            await self._write(part)
         tasks = [
             asyncio.create_task(self._read(requests), name="run-reader"),
             asyncio.create_task(self._send(), name="run-sender"),

@@ -5,7 +5,7 @@ import secrets
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from paceline.common.v1 import engine_pb2
@@ -15,6 +15,7 @@ from paceline_executor.control import Control
 from paceline_executor.landing import Landing
 from paceline_executor.meter import Meter
 from paceline_executor.pull import MAX_CHUNK_BYTES
+from paceline_executor.report import MAX_REPORT_BYTES
 from paceline_executor.run_session import RunSession
 from paceline_executor.to_proto import capabilities_message, ids_to_bytes, live_message
 from paceline_runtime.errors import PacelineError, Reason, invalid, reason_of
@@ -150,12 +151,17 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             raise invalid("the first message must be an attach")
         return request.attach
 
-    def _attached(self) -> executor_pb2.RunResponse:
+    def _attached(self) -> Iterator[executor_pb2.RunResponse]:
+        """The live table of the moment of the first part, in as many parts as the transport needs."""
         live = [*self._engine.live_table(), *self._landing.waiting()]
-        return executor_pb2.RunResponse(
-            attached=executor_pb2.Attached(
-                identity=self._identity,
-                capabilities=self._capabilities,
-                live=[live_message(row) for row in live],
-            )
-        )
+        attached = executor_pb2.Attached(identity=self._identity, capabilities=self._capabilities)
+        size_bytes = 0
+        for row in live:
+            if size_bytes >= MAX_REPORT_BYTES:
+                attached.more = True
+                yield executor_pb2.RunResponse(attached=attached)
+                attached, size_bytes = executor_pb2.Attached(), 0
+            message = live_message(row)
+            attached.live.append(message)
+            size_bytes += message.ByteSize()
+        yield executor_pb2.RunResponse(attached=attached)

@@ -337,6 +337,9 @@ class Attached(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """Further ones follow at once, with more of `live` and nothing else: all of it may be more than a message holds."""
     @_builtins.property
     def identity(self) -> _engine_pb2.EngineIdentity:
         """The engine in this life."""
@@ -355,10 +358,11 @@ class Attached(_message.Message):
         identity: _engine_pb2.EngineIdentity | None = ...,
         capabilities: _engine_pb2.EngineCapabilities | None = ...,
         live: _abc.Iterable[Global___LiveAttempt] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "identity", b"identity", "live", b"live"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "identity", b"identity", "live", b"live", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -382,10 +382,13 @@ class HelloAck(_message.Message):
     EXECUTOR_ENDPOINT_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     scheduler_id: _builtins.str
     """The scheduler."""
     executor_endpoint: _builtins.str
     """Where the executor listens, for KV transfer."""
+    more: _builtins.bool
+    """Further acks follow at once, with more of `live` and nothing else: all of it may be more than a message holds."""
     @_builtins.property
     def identity(self) -> _engine_pb2.EngineIdentity:
         """The engine in this life; absent while it is down."""
@@ -411,10 +414,11 @@ class HelloAck(_message.Message):
         executor_endpoint: _builtins.str = ...,
         live: _abc.Iterable[Global___LiveAttempt] | None = ...,
         load: Global___Load | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "identity", b"identity", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "executor_endpoint", b"executor_endpoint", "identity", b"identity", "live", b"live", "load", b"load", "scheduler_id", b"scheduler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "executor_endpoint", b"executor_endpoint", "identity", b"identity", "live", b"live", "load", b"load", "more", b"more", "scheduler_id", b"scheduler_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
