@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 
-from paceline.common.v1 import estimate_pb2
+from paceline.common.v1 import attempt_pb2, estimate_pb2
 from paceline.predictor.v1 import predictor_pb2
 from paceline.router.v1 import generation_pb2, router_pb2
 from paceline_core import lengths
@@ -136,7 +136,27 @@ async def test_a_sync_request_that_cannot_be_committed_in_time_fails(line, spec)
     writer.down = True
     await session.ended(answer)
     assert answer.finished.failure.reason == Reason.STORE_UNAVAILABLE
+    committed = sum(row.count for row in writer.rows if isinstance(row, CheckpointRow))
+    assert answer.count == answer.finished.output_tokens == committed
     await line.until(lambda: not line.executors["e0"].engine.live_table())
+
+
+async def test_a_sync_answer_whose_end_cannot_be_committed_is_no_success(line, spec):
+    await line.engine("e0", time_scale=0.3)
+    router = await line.router(store=True, sync_timeout_s=0.5)
+    writer = FakeWriter()
+    router.app.durability._writer = writer
+    session = await router.session()
+    answer = await session.submit(spec(tokens=20, request_id="s", durability=SYNC))
+    await session.until(lambda: answer.count > 3)
+    writer.down = True
+    request = router.app.ledger.find("s")
+    await line.until(lambda: request.ended)
+    await session.ended(answer)
+    assert answer.reason == attempt_pb2.FINISH_REASON_FAILED
+    assert answer.finished.failure.reason == Reason.STORE_UNAVAILABLE
+    committed = sum(row.count for row in writer.rows if isinstance(row, CheckpointRow))
+    assert answer.count == answer.finished.output_tokens == committed < 20
 
 
 class FakeStub:

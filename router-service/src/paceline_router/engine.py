@@ -24,10 +24,10 @@ class Pending:
 class Engine:
     """What the router knows of an engine.
 
-    `up`: its scheduler's session is open and names an incarnation; `down_ms`: since when it is not. `draining`: taken out of placement by an
-    operator; `scheduler_draining`: by its scheduler. `attempts` are the router's own on the present
-    incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`); `idle` is set
-    while there are no attempts. `row` is its place in the fleet's arrays.
+    `up`: its scheduler's session is open and names an incarnation; `down_ms`: since when it is not. `draining`:
+    taken out of placement by an operator; `scheduler_draining`: by its scheduler. `attempts` are the router's own
+    on the present incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`);
+    `idle` is set while there are no attempts. `row` is its place in the fleet's arrays.
     """
 
     def __init__(self, engine_id: str, row: int, link: "SchedulerLink") -> None:
