@@ -111,3 +111,16 @@ async def test_many_large_submits_travel_in_messages_of_a_bounded_size(line, spe
     assert max(m.ByteSize() for m in messages) < 4_000_000
     assert [list(m.cancels) for m in messages[:-1]] == [[]] * (len(messages) - 1)
     assert list(messages[-1].cancels) == [30]
+
+
+async def test_a_second_scheduler_of_an_engine_takes_over_and_the_router_goes_on(line, spec):
+    await line.engine("e0", time_scale=0.5)
+    router = await line.router()
+    session = await router.session()
+    answer = await session.submit(spec(tokens=200))
+    await session.until(lambda: answer.count > 5)
+    newer = await line.scheduler("newer", line.executors["e0"].address)
+    router.app.fleet_control.dial(newer.address)
+    await session.ended(answer)
+    assert answer.count == 200
+    assert not router.app.fleet_control.fenced

@@ -627,7 +627,7 @@ async def test_a_newer_scheduler_fences_the_older_one_off(bench):
     second = await bench.scheduler(executor.address)
     await bench.attached(second)
     await router.until(lambda: router.error is not None)
-    assert from_rpc_error(router.error).reason is Reason.FENCED
+    assert from_rpc_error(router.error).reason is Reason.UNAVAILABLE
     assert not router.lost
     heir = await bench.router(second)
     assert [a.spec.attempt_key for a in heir.acks[0].live] == [1]

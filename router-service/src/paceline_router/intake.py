@@ -66,8 +66,8 @@ class Intake:
         """The session is open, or the engine came back: compare what lives there with what should."""
         link.scheduler_id = ack.scheduler_id
         if not ack.identity.engine_id:
-            if link.engine is not None:
-                self._fleet.went_down(link.engine)
+            if (known := _engine_of(link)) is not None:
+                self._fleet.went_down(known)
             return
         engine = self._fleet.join(ack.identity.engine_id, link)
         link.engine = engine
@@ -92,7 +92,7 @@ class Intake:
 
     def on_update(self, link: SchedulerLink, update: scheduler_pb2.Update) -> None:
         """Everything that happened since the last update, in the order of its fields."""
-        engine = link.engine
+        engine = _engine_of(link)
         attempts = self._ledger.attempts
         for accepted in update.accepted:
             attempt = attempts.get(accepted.attempt_key)
@@ -127,8 +127,8 @@ class Intake:
 
     def on_broken(self, link: SchedulerLink, reason: str) -> None:
         """The session broke. Its attempts are kept for the grace; nothing new is placed there."""
-        if link.engine is not None and link.engine.link is link:
-            self._fleet.went_down(link.engine)
+        if (engine := _engine_of(link)) is not None:
+            self._fleet.went_down(engine)
 
     def settle(self, attempt: Attempt) -> None:
         """Take over the end of an attempt, unless tokens before it are still missing: then ask for them."""
@@ -198,3 +198,8 @@ class Intake:
             self._fleet.refresh(engine)
         if not was_available and engine.up and not engine.draining and not engine.scheduler_draining:
             self._dispatcher.engine_available()
+
+
+def _engine_of(link: SchedulerLink) -> Engine | None:
+    """The engine behind a scheduler, unless a newer scheduler has it."""
+    return link.engine if link.engine is not None and link.engine.link is link else None

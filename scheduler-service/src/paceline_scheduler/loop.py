@@ -172,7 +172,8 @@ class SchedulerLoop:
         self.state.engine.lost = True
         self.state.draining = True
         for session in self.state.sessions.all():
-            session.close(PacelineError(Reason.FENCED, "a newer scheduler has the engine"))
+            # Not FENCED: to a router that says that a newer life of its own is at work.
+            session.close(PacelineError(Reason.UNAVAILABLE, "a newer scheduler has the engine"))
         self.on_engine_change.set()
 
     # --- routers ---
