@@ -56,6 +56,22 @@ async def test_every_reason_arrives_whole(stub, echo, reason):
     assert got.metadata == {"field": "x"}
 
 
+@pytest.mark.parametrize("text", ["x" * 20_000, "語" * 600, "語" * 20_000, "\n" * 3000])
+async def test_an_error_with_a_long_message_keeps_its_reason(stub, echo, text):
+    """Texts of clients get into messages, and a header block that is too long would be refused by the peer."""
+
+    async def fail(_):
+        raise PacelineError(Reason.NOT_FOUND, f"no such thing: {text}", metadata={"field": text})
+
+    echo.behaviour = fail
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.unary(b"")
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    got = from_rpc_error(raised.value)
+    assert got.reason is Reason.NOT_FOUND
+    assert got.message.startswith("no such thing: " + text[:300])
+
+
 async def test_error_after_messages_of_a_stream_keeps_them(stub, echo):
     echo.failure = PacelineError(Reason.ENGINE_LOST, "gone", retryable=False)
     got = []
@@ -237,6 +253,7 @@ async def test_drain_lets_running_calls_end_and_refuses_new_ones(server, stub, e
         return b"done"
 
     async def hook():
+        await server.health.set_ready(True)  # by somebody who does not know of the drain
         hook_ran.set()
 
     echo.behaviour = slow

@@ -23,6 +23,7 @@ class Health:
         self._servicer = health.aio.HealthServicer()
         self._services: list[str] = []
         self._ready = False
+        self._ending = False
 
     @property
     def ready(self) -> bool:
@@ -40,8 +41,13 @@ class Health:
         await self.set_ready(self._ready)
 
     async def set_ready(self, ready: bool) -> None:
-        """Say whether new work is welcome. May be called again at any time."""
-        self._ready = ready
-        status = _SERVING if ready else _NOT_SERVING
+        """Say whether new work is welcome. May be called again at any time, and is not heard after `end`."""
+        self._ready = ready and not self._ending
+        status = _SERVING if self._ready else _NOT_SERVING
         for name in (READINESS, OVERALL, *self._services):
             await self._servicer.set(name, status)
+
+    async def end(self) -> None:
+        """Not ready from here on, whatever is said later: the server drains."""
+        self._ending = True
+        await self.set_ready(False)

@@ -9,7 +9,7 @@ import grpc
 from paceline_runtime import rpc_context
 from paceline_runtime.errors import PacelineError, Reason
 from paceline_runtime.interceptor import Call, RpcInfo, ServicerContext
-from paceline_runtime.status import details_of, trailing_metadata
+from paceline_runtime.status import details_of, message_of, trailing_metadata
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ async def map_errors(info: RpcInfo, context: ServicerContext, call: Call) -> Any
             f"internal error {error_id}; the service log has it",
             metadata={"error_id": error_id},
         )
-    await context.abort(failure.code, failure.message, trailing_metadata(failure))
+    await context.abort(failure.code, message_of(failure), trailing_metadata(failure))
 
 
 class UnaryDeadline:

@@ -145,7 +145,7 @@ class Server:
         grace = self._config.drain_grace_s if grace_s is None else grace_s
         loop = asyncio.get_running_loop()
         ends = loop.time() + grace
-        await self.health.set_ready(False)
+        await self.health.end()
         self._in_flight.refuse()
         await self._run_hooks(grace)
         if await self._in_flight.wait_idle(max(0.0, ends - loop.time())):

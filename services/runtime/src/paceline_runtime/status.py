@@ -13,8 +13,10 @@ from paceline_runtime.errors import PacelineError, Reason, reason_of
 DOMAIN = "paceline"
 DETAILS_KEY = "grpc-status-details-bin"
 _RETRYABLE_KEY = "retryable"
-# HTTP/2 peers commonly refuse header blocks over 8 KB, and the details travel in one.
-_MAX_MESSAGE_CHARS = 2000
+# Peers refuse header blocks over 8 KB. The message is in one twice: percent-encoded, up to three bytes for each of its
+# own, and in the details, which are base64.
+_MAX_MESSAGE_BYTES = 1500
+_MAX_METADATA_BYTES = 100
 
 _BY_CODE: dict[grpc.StatusCode, Reason] = {
     grpc.StatusCode.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
@@ -37,15 +39,20 @@ def to_status(error: PacelineError) -> status_pb2.Status:
     """The error as google.rpc.Status."""
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
     for key, value in error.metadata.items():
-        info.metadata[key] = value
+        info.metadata[key] = _cut(value, _MAX_METADATA_BYTES)
     info.metadata[_RETRYABLE_KEY] = "true" if error.retryable else "false"
-    status = status_pb2.Status(code=_number(error.code), message=error.message[:_MAX_MESSAGE_CHARS])
+    status = status_pb2.Status(code=_number(error.code), message=message_of(error))
     _pack(status, info)
     if error.retry_after_ms is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_after_ms * 1e6))
         _pack(status, error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def message_of(error: PacelineError) -> str:
+    """The error's message, as much of it as a status can carry."""
+    return _cut(error.message, _MAX_MESSAGE_BYTES)
 
 
 def from_status(status: status_pb2.Status) -> PacelineError:
@@ -103,6 +110,11 @@ def http_headers(error: PacelineError) -> dict[str, str]:
     if error.retry_after_ms is None:
         return {}
     return {"Retry-After": str(max(1, math.ceil(error.retry_after_ms / 1000)))}
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    """The beginning of a text, no character split."""
+    return text.encode(errors="replace")[:most_bytes].decode(errors="ignore")
 
 
 def _pack(status: status_pb2.Status, detail: Any) -> None:
