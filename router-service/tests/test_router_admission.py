@@ -30,6 +30,18 @@ BAD = {
     "model": ({"model": "gpt-9"}, Reason.UNKNOWN_MODEL, "served: sim"),
     "id": ({"request_id": "a b"}, Reason.INVALID_ARGUMENT, "request_id must be"),
     "app": ({"app": "x" * 65}, Reason.INVALID_ARGUMENT, "app must be"),
+    "app with a line end": ({"app": "a\nlevel=error"}, Reason.INVALID_ARGUMENT, "printable"),
+    "tenant with a line end": ({"tenant": "a\nb"}, Reason.INVALID_ARGUMENT, "printable"),
+    "task id with a line end": (
+        {"slo": slo(task=slo_pb2.TaskSlo(task_id="a\nb", e2e_ms=1.0))},
+        Reason.INVALID_SLO,
+        "task_id must be",
+    ),
+    "parents": (
+        {"slo": slo(task=slo_pb2.TaskSlo(task_id="t", e2e_ms=1.0, parent_request_ids=["r"] * 65))},
+        Reason.INVALID_SLO,
+        "parent_request_ids",
+    ),
     "priority": ({"priority": 101}, Reason.INVALID_ARGUMENT, "priority must be"),
     "max_wait": ({"max_wait_ms": -1.0}, Reason.INVALID_ARGUMENT, "max_wait_ms"),
     "nan wait": ({"max_wait_ms": math.nan}, Reason.INVALID_ARGUMENT, "max_wait_ms"),

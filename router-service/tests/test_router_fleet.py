@@ -224,3 +224,18 @@ async def test_an_idle_task_ends_by_itself(line):
     assert (
         await error_of(router.stub.EndTask(router_pb2.EndTaskRequest(task_id="x")))
     ).reason is Reason.NOT_FOUND
+
+
+async def test_only_operators_change_the_fleet(line, spec):
+    await line.engine("e0")
+    tokens = [{"token": name, "tenant": name} for name in ("alice", "boss")]
+    router = await line.router(auth={"tokens": tokens}, operators=("boss",))
+    alice, boss = router.caller("alice"), router.caller("boss")
+    await alice.generate(spec(request_id="hers"))
+    drain = router_pb2.DrainEngineRequest(engine_id="e0")
+    announce = router_pb2.AnnounceRequest(scheduler_endpoint="127.0.0.1:1")
+    assert (await error_of(alice.stub.DrainEngine(drain))).reason is Reason.PERMISSION_DENIED
+    assert (await error_of(alice.fleet_stub.Announce(announce))).reason is Reason.PERMISSION_DENIED
+    assert len(router.app.fleet_control.links) == 1
+    assert (await boss.stub.DrainEngine(drain)).state == router_pb2.ENGINE_STATE_DRAINING
+    assert (await boss.record("hers")).tenant == "alice"

@@ -127,8 +127,15 @@ class Admission:
         return claimed
 
     def scope_of(self, caller: str) -> str:
-        """The tenant whose requests a caller may see; empty: all, for a front door and without authentication."""
-        return "" if caller in self._config.front_doors else caller
+        """The tenant whose requests a caller may see; empty: all, for front doors, operators and without
+        authentication."""
+        return "" if caller in (*self._config.front_doors, *self._config.operators) else caller
+
+    def check_operator(self, caller: str) -> None:
+        """Raises PERMISSION_DENIED when the caller may not change the fleet."""
+        if caller and caller not in self._config.operators:
+            message = f"tenant {caller!r} may not change the fleet; see router.operators"
+            raise PacelineError(Reason.PERMISSION_DENIED, message)
 
     def _resolved(self, given: generation_pb2.GenerationSpec, caller: str) -> generation_pb2.GenerationSpec:
         """The spec with defaults filled in and without its input. Raises UNKNOWN_MODEL, NO_ENGINE."""

@@ -267,7 +267,9 @@ class RouterApp:
             telemetry=self._telemetry,
         )
         self.server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, service)
-        self.server.add(router_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(self.fleet_control))
+        self.server.add(
+            router_pb2_grpc.add_FleetServiceServicer_to_server, FleetService(admission, self.fleet_control)
+        )
         self.server.on_drain(self._send_clients_away)
         await self._exits.enter_async_context(self.server)
         await self.server.health.set_ready(True)

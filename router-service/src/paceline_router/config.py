@@ -108,6 +108,8 @@ class RouterConfig(ConfigModel):
     """Seconds that a `sync` request waits for a commit before it fails."""
     front_doors: tuple[str, ...] = ()
     """Tenants whose calls may name another tenant (gateways). Without authentication every caller may."""
+    operators: tuple[str, ...] = ()
+    """Tenants that may drain engines, announce schedulers and see all requests. Without authentication all may."""
     chat_template: str = ""
     """Jinja template for models that bring none; empty: a plain role-and-content layout."""
     slo: SloDefaults = SloDefaults()

@@ -15,6 +15,7 @@ from paceline_router.readers import Readers
 from paceline_router.sessions import ClientSession
 from paceline_router.single_stream import SingleStreams
 from paceline_router.tasks import TaskBook
+from paceline_router.validation import check_name, check_task
 from paceline_runtime.errors import PacelineError, Reason, unimplemented
 from paceline_runtime.rpc_context import tenant
 
@@ -126,6 +127,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.BeginTaskRequest, context: Any
     ) -> router_pb2.BeginTaskResponse:
         """Begins a task."""
+        check_task(request.task_id)
+        check_name("app", request.app)
         task = self._tasks.begin(request.task_id, request.e2e_ms, request.app, tenant())
         return router_pb2.BeginTaskResponse(task_id=task.task_id, e2e_ms=task.e2e_ms)
 
@@ -147,6 +150,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.DrainEngineRequest, context: Any
     ) -> router_pb2.DrainEngineResponse:
         """Takes an engine out of placement, or back in."""
+        self._admission.check_operator(tenant())
         return await self._fleet_control.drain(request)
 
     async def ExplainRequest(
@@ -159,11 +163,13 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 class FleetService(router_pb2_grpc.FleetServiceServicer):
     """How engines join the fleet."""
 
-    def __init__(self, fleet_control: FleetControl) -> None:
+    def __init__(self, admission: Admission, fleet_control: FleetControl) -> None:
+        self._admission = admission
         self._fleet_control = fleet_control
 
     async def Announce(
         self, request: router_pb2.AnnounceRequest, context: Any
     ) -> router_pb2.AnnounceResponse:
         """A new scheduler asks to be dialled."""
+        self._admission.check_operator(tenant())
         return self._fleet_control.announce(request)

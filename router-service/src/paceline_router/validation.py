@@ -14,7 +14,8 @@ MAX_STOP: Final = 16
 MAX_STOP_BYTES: Final = 256
 MAX_STOP_TOKENS: Final = 256
 MAX_LOGIT_BIAS: Final = 1024
-MAX_APP_CHARS: Final = 64
+MAX_NAME_CHARS: Final = 64
+MAX_PARENTS: Final = 64
 MAX_SALT_BYTES: Final = 256
 MAX_MESSAGES: Final = 10_000
 MAX_PRIORITY: Final = 100
@@ -32,8 +33,15 @@ def check_spec(spec: generation_pb2.GenerationSpec, max_prompt_bytes: int) -> No
             f"max_tokens must be at most {MAX_OUTPUT_TOKENS}, got {spec.max_tokens}", field="max_tokens"
         )
     check_sampling(spec.sampling)
-    if len(spec.app) > MAX_APP_CHARS:
-        raise invalid(f"app must be at most {MAX_APP_CHARS} characters, got {len(spec.app)}", field="app")
+    check_name("app", spec.app)
+    check_name("tenant", spec.tenant)
+    if spec.slo.WhichOneof("target") == "task":
+        check_task(spec.slo.task.task_id)
+        check_name("stage", spec.slo.task.stage)
+        parents = spec.slo.task.parent_request_ids
+        if len(parents) > MAX_PARENTS or not all(map(REQUEST_ID.fullmatch, parents)):
+            message = f"parent_request_ids must be at most {MAX_PARENTS} request ids"
+            raise invalid(message, field="slo", reason=Reason.INVALID_SLO)
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
         raise invalid(
             f"priority must be -{MAX_PRIORITY} to {MAX_PRIORITY}, got {spec.priority}", field="priority"
@@ -48,6 +56,20 @@ def check_spec(spec: generation_pb2.GenerationSpec, max_prompt_bytes: int) -> No
         raise invalid(f"durability {spec.durability} is not known", field="durability")
     if spec.on_disconnect not in generation_pb2.OnDisconnect.values():
         raise invalid(f"on_disconnect {spec.on_disconnect} is not known", field="on_disconnect")
+
+
+def check_name(field: str, name: str) -> None:
+    """Raises INVALID_ARGUMENT on what cannot be a label of a metric or a field of a log line."""
+    if len(name) > MAX_NAME_CHARS or not name.isprintable():
+        message = f"{field} must be at most {MAX_NAME_CHARS} printable characters, got {name[:80]!r}"
+        raise invalid(message, field=field)
+
+
+def check_task(task_id: str) -> None:
+    """Raises INVALID_SLO on a task id that could not be used everywhere; empty: one is made up."""
+    if task_id and not REQUEST_ID.fullmatch(task_id):
+        message = f"task_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, got {task_id[:160]!r}"
+        raise invalid(message, field="slo", reason=Reason.INVALID_SLO)
 
 
 def check_sampling(sampling: attempt_pb2.SamplingParams) -> None:
@@ -95,7 +117,8 @@ def _check_input(spec: generation_pb2.GenerationSpec, max_prompt_bytes: int) -> 
             if message.role not in ROLES:
                 known = ", ".join(sorted(ROLES))
                 raise invalid(
-                    f"messages[{place}].role must be one of {known}, got {message.role!r}", field="messages"
+                    f"messages[{place}].role must be one of {known}, got {message.role[:80]!r}",
+                    field="messages",
                 )
         if not any(message.content.strip() for message in messages):
             raise invalid("the prompt is empty: no message has content", field="messages")
