@@ -9,7 +9,7 @@ import grpc
 from paceline.common.v1 import slo_pb2
 from paceline.router.v1 import router_pb2, router_pb2_grpc
 from paceline.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from paceline_runtime.channel import channel
+from paceline_runtime.channel import ChannelConfig, channel
 
 _CALL_S = 2.0
 
@@ -59,8 +59,10 @@ class FleetView:
 class FleetReader:
     """Asks a router, and the schedulers it names, over channels that are kept open."""
 
-    def __init__(self, router: str) -> None:
+    def __init__(self, router: str, config: ChannelConfig | None = None) -> None:
+        """`config`: how to dial the router; its token is for nobody else."""
         self._router = router
+        self._config = config
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> "FleetReader":
@@ -104,7 +106,7 @@ class FleetReader:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            self._channels[address] = channel(address)
+            self._channels[address] = channel(address, self._config if address == self._router else None)
         return self._channels[address]
 
 

@@ -12,11 +12,14 @@ from paceline_cli.target import (
     JsonOption,
     RouterOption,
     StateDirOption,
+    TokenOption,
     find_target,
     router_of,
 )
 
 _CALL_S = 10.0
+_MOVE_S = 30.0
+"""Longer than the router waits for the engine to let go of what is to move (router.cancel_timeout_s)."""
 
 
 def drain(
@@ -30,6 +33,7 @@ def drain(
     ] = 0.0,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     router: RouterOption = "",
+    token: TokenOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Stop sending requests to an engine; those on it go on to their end, or move after --timeout.
@@ -42,9 +46,12 @@ def drain(
     """
     query = router_pb2.DrainEngineRequest(engine_id=engine, timeout_ms=timeout_s * 1000, resume=resume)
 
+    # The router answers when the engine is empty, or its requests were told to move.
+    deadline_s = _CALL_S + (timeout_s + _MOVE_S if timeout_s and not resume else 0.0)
+
     async def ask() -> router_pb2.DrainEngineResponse:
-        async with router_of(find_target(state_dir, router)) as stub:
-            return await stub.DrainEngine(query, timeout=_CALL_S)
+        async with router_of(find_target(state_dir, router, token)) as stub:
+            return await stub.DrainEngine(query, timeout=deadline_s)
 
     answer = asyncio.run(ask())
     if as_json:

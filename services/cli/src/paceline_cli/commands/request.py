@@ -14,6 +14,7 @@ from paceline_cli.target import (
     JsonOption,
     RouterOption,
     StateDirOption,
+    TokenOption,
     find_target,
     router_of,
 )
@@ -33,6 +34,7 @@ def list_requests(
     live: Annotated[bool, typer.Option("--live", help="Only live ones; does not ask the store.")] = False,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     router: RouterOption = "",
+    token: TokenOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """List requests, newest first.
@@ -48,7 +50,7 @@ def list_requests(
     )
 
     async def ask() -> router_pb2.ListRequestsResponse:
-        async with router_of(find_target(state_dir, router)) as stub:
+        async with router_of(find_target(state_dir, router, token)) as stub:
             return await stub.ListRequests(query, timeout=_CALL_S)
 
     answer = asyncio.run(ask())
@@ -76,6 +78,7 @@ def show(
     request_id: Annotated[str, typer.Argument(help="The request.")],
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     router: RouterOption = "",
+    token: TokenOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show one request: objective, attempts, outcome.
@@ -84,7 +87,7 @@ def show(
     """
 
     async def ask() -> router_pb2.RequestRecord:
-        async with router_of(find_target(state_dir, router)) as stub:
+        async with router_of(find_target(state_dir, router, token)) as stub:
             answer = await stub.GetRequest(
                 router_pb2.GetRequestRequest(request_id=request_id), timeout=_CALL_S
             )
@@ -101,6 +104,7 @@ def explain(
     request_id: Annotated[str, typer.Argument(help="The request.")],
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     router: RouterOption = "",
+    token: TokenOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Explain why a request went where it went: placements, scores of the alternatives, estimates, events.
@@ -109,7 +113,7 @@ def explain(
     """
 
     async def ask() -> router_pb2.ExplainRequestResponse:
-        async with router_of(find_target(state_dir, router)) as stub:
+        async with router_of(find_target(state_dir, router, token)) as stub:
             return await stub.ExplainRequest(
                 router_pb2.ExplainRequestRequest(request_id=request_id), timeout=_CALL_S
             )

@@ -19,6 +19,7 @@ from paceline_cli.target import (
     RouterOption,
     StateDirOption,
     Target,
+    TokenOption,
     find_target,
 )
 from paceline_runtime.channel import channel
@@ -27,7 +28,10 @@ _HEALTH_S = 2.0
 
 
 def status(
-    state_dir: StateDirOption = DEFAULT_STATE_DIR, router: RouterOption = "", as_json: JsonOption = False
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    router: RouterOption = "",
+    token: TokenOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Show whether every service is well, what the engines do, and how objectives are met.
 
@@ -39,7 +43,7 @@ def status(
 
       paceline status --json --router 10.0.0.5:7400
     """
-    target = find_target(state_dir, router)
+    target = find_target(state_dir, router, token)
     report = asyncio.run(_gather(target))
     if as_json:
         print_json(report)
@@ -51,7 +55,7 @@ def status(
 
 async def _gather(target: Target) -> dict[str, Any]:
     services = target.state.services if target.state else ()
-    async with FleetReader(target.router) as reader:
+    async with FleetReader(target.router, target.channel_config()) as reader:
         fleet, gateway, *health = await asyncio.gather(
             reader.read(), _gateway(target.gateway), *(_health(service) for service in services)
         )
