@@ -14,6 +14,7 @@ from paceline_executor.contract import (
     EndReason,
     EngineError,
     Plan,
+    PrefixReuse,
     Sampling,
     StateRequirements,
     StepReport,
@@ -435,3 +436,18 @@ class TestTickets:
         assert other.engine.counters["imports_refused"] == 3
         for key, prompt in ((1, prompts[9]), (2, prompts[8]), (3, same_length)):
             assert other.output(key) == reference.answer(prompt, 20, stop_at_end=False)
+
+    def test_kv_made_in_any_chunks_is_not_taken_for_kv_made_in_ours(self, start, prompts, reference) -> None:
+        driver = self.running(start, prompts, prefix_reuse=PrefixReuse.FAST)
+        states = [
+            driver.engine.export_state(driver.engine.issue_ticket(1).token, self.requirements(driver)).data
+            for _ in range(2)
+        ]
+        exact, fast = start(), start(prefix_reuse=PrefixReuse.FAST)
+        for other, state in zip((exact, fast), states, strict=True):
+            other.engine.add(spec(1, prompts[9], 20), state)
+            other.plan(1)
+            other.until_ended(1)
+        assert (exact.engine.counters["imports_refused"], exact.engine.counters["imports"]) == (1, 0)
+        assert exact.output(1) == reference.answer(prompts[9], 20, stop_at_end=False)
+        assert fast.engine.counters["imports"] == 1

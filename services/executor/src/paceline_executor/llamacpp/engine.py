@@ -28,27 +28,24 @@ from paceline_executor.contract import (
     Ids,
     KvUse,
     LiveAttempt,
-    PauseMode,
     Plan,
-    PlanGranularity,
     Progress,
-    ReplayMode,
     Republished,
     StateRequirements,
     StateTicket,
     StepReport,
 )
 from paceline_executor.llamacpp.attempt import Attempt
-from paceline_executor.llamacpp.binding import PINNED_PACKAGE, PINNED_VERSION
 from paceline_executor.llamacpp.columns import pack_tokens
 from paceline_executor.llamacpp.config import LlamaCppConfig
-from paceline_executor.llamacpp.context import KV_TYPE, Context, ContextShape, DecodeError
+from paceline_executor.llamacpp.context import Context, ContextShape, DecodeError
+from paceline_executor.llamacpp.describe import describe
+from paceline_executor.llamacpp.exchange import StateExchange
 from paceline_executor.llamacpp.model import Model
 from paceline_executor.llamacpp.plan_book import PlanBook
 from paceline_executor.llamacpp.prefix import PrefixCache
 from paceline_executor.llamacpp.residency import Residency
 from paceline_executor.llamacpp.step import PhaseResult, Stepper
-from paceline_executor.llamacpp.transfer import SequenceState
 from paceline_executor.outbox import Outbox
 from paceline_executor.tickets import TicketBook
 from paceline_executor.validation import check_spec, prompt_ids_of
@@ -56,8 +53,6 @@ from paceline_executor.validation import check_spec, prompt_ids_of
 _log = logging.getLogger(__name__)
 _EXPORT_TIMEOUT_S = 30.0
 _TOMBSTONE_SWEEP_S = 5.0
-_TYPICAL_TOKENS = 512
-"""KV moved when one sequence takes another's place in the run set: two of 256 tokens."""
 
 
 class LlamaCppEngine:
@@ -86,7 +81,8 @@ class LlamaCppEngine:
         self._deviations: list[Deviation] = []
         self._step = 0
         self._draining = self._closing = False
-        self._capabilities = self._describe()
+        self._capabilities = describe(config, self._model, self._context)
+        self._exchange = StateExchange(self._capabilities, self._context, self.counters)
         self._thread = threading.Thread(target=self._run, name="llamacpp-step-loop", daemon=True)
         self._thread.start()
 
@@ -120,7 +116,7 @@ class LlamaCppEngine:
             end_token_ids=self._model.end_token_ids,
             piece_of=self._model.piece,
         )
-        attempt.imported = self._readable_state(attempt, state)
+        attempt.imported = None if state is None else self._exchange.readable(attempt, state)
         if marker := self._config.fault_abort_marker:
             attempt.poisoned = marker in (spec.prompt_text or self._model.detokenize(prompt_ids))
         with self._wake:
@@ -347,51 +343,7 @@ class LlamaCppEngine:
             self._bury(attempt, ended)
 
     def _export(self, token: str, requirements: StateRequirements) -> ExportedState:
-        attempt = self._attempts.get(self._tickets.redeem(token))
-        own = self._capabilities
-        if (requirements.build, requirements.model_hash, requirements.kv_type) != (
-            own.build,
-            own.model_hash,
-            own.kv_type,
-        ):
-            raise EngineError("STATE_INCOMPATIBLE", "build, model or KV type differ between the engines")
-        if attempt is None or attempt.slot is None or attempt.kv_tokens == 0:
-            raise EngineError("NO_STATE", "the attempt of this ticket has no KV any more")
-        if attempt.kv_tokens > requirements.max_context_tokens:
-            raise EngineError(
-                "STATE_INCOMPATIBLE", "the state is longer than the context of the engine that pulls it"
-            )
-        state = SequenceState(
-            own.build,
-            own.model_hash,
-            own.kv_type,
-            self._config.chunk_tokens,
-            attempt.prompt_tokens,
-            attempt.prefill_target,
-            attempt.ids_between(0, attempt.kv_tokens),
-            self._context.read_state(attempt.slot),
-        )
-        self.counters["exports"] += 1
-        return ExportedState(attempt.kv_tokens, state.ids, attempt.prompt_tokens, state.pack())
-
-    def _readable_state(self, attempt: Attempt, data: bytes | None) -> SequenceState | None:
-        """A pulled state if it can be used here; else None, counted: the attempt replays."""
-        if data is None:
-            return None
-        own = self._capabilities
-        try:
-            state = SequenceState.unpack(data)
-        except EngineError as error:
-            self.counters["imports_refused"] += 1
-            _log.warning("attempt %d: %s; replaying", attempt.key, error)
-            return None
-        mine = (own.build, own.model_hash, own.kv_type, self._config.chunk_tokens, attempt.prompt_tokens)
-        theirs = (state.build, state.model_hash, state.kv_type, state.chunk_tokens, state.prompt_tokens)
-        if mine != theirs or len(state.ids) > self._config.context_tokens:
-            self.counters["imports_refused"] += 1
-            _log.warning("attempt %d: the pulled KV is of another engine or prompt; replaying", attempt.key)
-            return None
-        return state
+        return self._exchange.export(self._attempts.get(self._tickets.redeem(token)), requirements)
 
     # --- the loop --------------------------------------------------------------------------------------------
 
@@ -537,32 +489,3 @@ class LlamaCppEngine:
         self._deviations.append(Deviation(self._plans.plan_id, victim.key, DeviationReason.NO_SLOT))
         self._moved_states[victim.key] = victim
         return victim
-
-    def _describe(self) -> Capabilities:
-        config, model = self._config, self._model
-        return Capabilities(
-            model=config.model_name or config.model_path.stem,
-            model_hash=model.sha256,
-            tokenizer_id=model.tokenizer_id,
-            chat_template=model.chat_template or "",
-            bos_token=model.token_text(model.bos_token_id),
-            eos_token=model.token_text(model.eos_token_id),
-            backend="llamacpp",
-            build=f"{PINNED_PACKAGE}-{PINNED_VERSION}",
-            device="cpu",
-            speed_factor=config.speed_factor,
-            plan_granularity=PlanGranularity.ITERATION,
-            pause_modes=(PauseMode.KEEP_KV, PauseMode.RECOMPUTE),
-            run_set_change_cost_ms=_TYPICAL_TOKENS * self._context.move_cost.ms_per_token,
-            max_batch=config.max_batch,
-            max_resident=config.max_resident,
-            max_context_tokens=config.context_tokens,
-            kv_capacity_tokens=config.max_resident * config.context_tokens,
-            kv_bytes_per_token=self._context.move_cost.bytes_per_token,
-            kv_type=KV_TYPE,
-            prefill_chunk_tokens=config.chunk_tokens,
-            kv_transfer=True,
-            prefix_reuse=config.prefix_reuse,
-            replay_modes=(ReplayMode.EXACT, ReplayMode.FAST),
-            vocab_size=model.vocab_size,
-        )
