@@ -503,6 +503,28 @@ async def test_moves_give_a_ticket_and_end_as_moved(bench):
     await router.send(cancels=[2], releases=[1])
 
 
+async def test_forced_ids_outlive_a_broken_stream(bench):
+    executor, scheduler, router = await bench.pair()
+    await router.run_all(bench.submit(1, tokens=40))
+    answer = router.ids[1]
+    spec = bench.submit(1, tokens=40).spec
+    spec.attempt_key, spec.await_more_forced = 2, True
+    spec.forced_ids = np.asarray(answer[:4], dtype="<i4").tobytes()
+    await router.send(submits=[scheduler_pb2.Submit(spec=spec, slo=slo_pb2.Slo())])
+    await router.until(lambda: 2 in router.accepted)
+    scheduler.link.interrupt()
+    await bench.attached(scheduler, attached=False)
+    rest = np.asarray(answer[4:9], dtype="<i4").tobytes()
+    forced = attempt_pb2.ForcedTokens(attempt_key=2, first_index=4, ids=rest, final=True)
+    router.ids[2] = answer[:9]
+    await router.send(forced=[forced])
+    await bench.attached(scheduler)
+    await router.until(lambda: 2 in router.ended)
+    assert (router.ended[2].finish_reason, router.ids[2]) == (LENGTH, answer)
+    await router.send(releases=[1, 2])
+    await nothing_left(bench, executor, scheduler)
+
+
 async def test_explain_plan_and_list_tell_why(bench):
     _, _scheduler, router = await bench.pair(policy="edf")
     slo = slo_pb2.Slo(latency=slo_pb2.LatencySlo(ttft_ms=900, tbt_ms=90))

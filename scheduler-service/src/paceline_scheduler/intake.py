@@ -43,7 +43,9 @@ class Intake:
         for key in commands.move_outs:
             self._move_out(session, key)
         for forced in commands.forced:
-            if self._alive(session, forced.attempt_key) is not None:
+            attempt = self._alive(session, forced.attempt_key)
+            if attempt is not None:
+                attempt.forced.append(forced)
                 self._state.outbox.forced(forced)
         for key in commands.moved:
             attempt = self._owned(session, key)

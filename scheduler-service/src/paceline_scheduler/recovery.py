@@ -136,8 +136,7 @@ class Recovery:
             if attempt.add is not None:  # the engine never got it, or it was on its way when the stream broke
                 state.outbox.add(attempt.add)
                 attempt.sent = True
-                if attempt.cancelling:
-                    state.outbox.cancel(attempt.key)
+                self._repeat_commands(attempt)
             else:
                 failure = attempt_pb2.Failure(
                     reason=Reason.ENGINE_LOST,
@@ -194,5 +193,12 @@ class Recovery:
                 attempt.held_end.CopyFrom(live.ended)
             else:
                 self._ends.finish(attempt, live.ended)
-        elif attempt.cancelling:
-            state.outbox.cancel(attempt.key)
+        else:
+            self._repeat_commands(attempt)
+
+    def _repeat_commands(self, attempt: Attempt) -> None:
+        """Say again what the broken stream may have lost of an attempt that lives; plans and limits come anyway."""
+        for forced in attempt.forced:
+            self._state.outbox.forced(forced)
+        if attempt.cancelling:
+            self._state.outbox.cancel(attempt.key)

@@ -405,7 +405,8 @@ class Engine(Protocol):
         """Give out tokens from an index on again (and the end, if ended), from what the engine holds."""
 
     def extend_forced(self, attempt_key: int, first_index: int, ids: Ids, *, final: bool) -> None:
-        """Further forced ids for an attempt that awaits them. A gap fails the attempt; an overlap is checked."""
+        """Further forced ids for an attempt that awaits them. A gap fails the attempt; an overlap is
+        checked, and ids that are all known already change nothing."""
 
     def set_plan(self, plan: Plan) -> None:
         """Replace the plan; adopted at the next step boundary."""

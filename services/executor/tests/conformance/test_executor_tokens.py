@@ -151,6 +151,24 @@ async def test_final_without_ids_sets_a_waiting_attempt_going(peer: Peer, prompt
     assert peer.output(2) == peer.output(1)
 
 
+async def test_forced_ids_that_are_said_again_change_nothing(peer: Peer, prompt: str) -> None:
+    await peer.run(new_attempt(1, prompt, max_tokens=50))
+    answer = peer.output(1)
+    await peer.add(2, prompt, max_tokens=50, forced=answer[:10], await_more_forced=True)
+    parts = [
+        attempt_pb2.ForcedTokens(attempt_key=2, first_index=10, ids=id_bytes(answer[10:15])),
+        attempt_pb2.ForcedTokens(attempt_key=2, first_index=15, ids=id_bytes(answer[15:20]), final=True),
+    ]
+    await peer.send(forced=[*parts, *parts])
+    await peer.plan(2, token_limits=[30])
+    await peer.until_count(2, 10)
+    await peer.send(forced=parts)
+    await peer.plan(2)
+    await peer.until_ended(2)
+    assert sorted(peer.ids[2]) == list(range(20, 50))
+    assert peer.output(2) == answer[20:]
+
+
 @pytest.mark.parametrize("wrong", ["gap", "contradiction", "not awaited"])
 async def test_forced_ids_that_cannot_be_fail_the_attempt(peer: Peer, prompt: str, wrong: str) -> None:
     await peer.add(1, prompt, forced=[5, 6], await_more_forced=wrong != "not awaited")

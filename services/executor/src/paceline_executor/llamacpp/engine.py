@@ -326,6 +326,10 @@ class LlamaCppEngine:
         known = attempt.output_ids
         overlap = min(len(known) - first_index, len(ids))
         agrees = overlap >= 0 and known[first_index : first_index + overlap] == ids[:overlap].tolist()
+        if agrees and overlap == len(ids) and not attempt.awaiting:
+            # Said again, e.g. after a broken stream.
+            self.counters["forced_repeated"] += 1
+            return
         in_vocabulary = bool(((ids >= 0) & (ids < self._model.vocab_size)).all())
         if not attempt.awaiting or not agrees or not in_vocabulary:
             self._fail(

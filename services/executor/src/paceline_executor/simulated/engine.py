@@ -156,6 +156,10 @@ class SimulatedEngine:
             overlap = min(attempt.answer.count - first_index, len(ids))
             known, _, _ = attempt.answer.slice(min(first_index, attempt.answer.count))
             agrees = overlap >= 0 and known[:overlap].tolist() == ids[:overlap].tolist()
+            if agrees and overlap == len(ids) and not attempt.awaiting:
+                # Said again, e.g. after a broken stream.
+                self._counters["forced_repeated"] += 1
+                return
             if (
                 not attempt.awaiting
                 or not agrees
