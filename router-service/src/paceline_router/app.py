@@ -302,7 +302,7 @@ class RouterApp:
             log.error(
                 "the store is down: serving without it until it is back", extra={"reason": error.message}
             )
-            store = Store(Database(url))
+            store = Store(Database(url), prepared=False)
         self._exits.push_async_callback(store.close)
         return store
 

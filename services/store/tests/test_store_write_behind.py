@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -27,6 +28,7 @@ from paceline_store import (
     StoreUnavailable,
     WriteBehind,
 )
+from paceline_store.database import Database
 
 REQUEST = RequestRow("r1", "router-0", "model", "tenant", "chat", 1, "{}", 2, 1_000, b"spec")
 REFUSED = AttemptRow("r1", 1, 2**64, "e", 1, "does not fit", 0, 0, 1)
@@ -291,3 +293,27 @@ async def test_what_was_committed_survives_a_kill(backend: Backend) -> None:
     found = {one.request.request_id for one in await store.list_requests(1_000)}
     await store.close()
     assert {f"r{number}" for number in range(last + 1)} <= found
+
+
+async def test_a_database_that_appears_later_is_prepared_by_the_first_write(tmp_path: Path) -> None:
+    folder = tmp_path / "mounted later"
+    url = f"sqlite:///{folder / 'store.db'}"
+    with pytest.raises(StoreUnavailable):
+        await Store.open(url)
+    store = Store(Database(url), prepared=False)
+    try:
+        async with WriteBehind(store, flush_interval_ms=1) as writer:
+            assert writer.put(REQUEST)
+            with pytest.raises(StoreUnavailable):
+                await writer.commit(token("r1", 0))
+            assert writer.degraded
+            folder.mkdir()
+            assert await writer.flush(WAIT_S)
+            assert not writer.degraded
+            await writer.commit(token("r1", 0))
+        stored = await store.get_request("r1")
+        assert stored is not None
+        assert stored.tokens.count == 1
+        assert writer.stats.dropped_rejected == 0
+    finally:
+        await store.close()

@@ -1,5 +1,6 @@
 """The store: what was promised, and how far it is. One object per process; WriteBehind writes off the token path."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -39,8 +40,17 @@ class Store:
     and refuses. Nothing is retried here: WriteBehind does that for writes, and readers decide for themselves.
     """
 
-    def __init__(self, database: Database, *, now_unix_ms: Callable[[], int] = _wall_clock_unix_ms) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        now_unix_ms: Callable[[], int] = _wall_clock_unix_ms,
+        prepared: bool = True,
+    ) -> None:
+        """`prepared`: the schema is up to date; if not, the first write that reaches the database brings it there."""
         self._database = database
+        self._prepared = prepared
+        self._preparing = asyncio.Lock()
         self._now_unix_ms = now_unix_ms
 
     @classmethod
@@ -73,6 +83,7 @@ class Store:
 
     async def ping(self) -> None:
         """Take and give back the right to write: returns when the store would take rows."""
+        await self._prepare()
         async with self._database.writing() as connection:
             await connection.execute(select(kv_state.c.name).limit(1))
 
@@ -103,6 +114,7 @@ class Store:
 
     async def apply(self, rows: Sequence[Row], *, lease: Lease | None = None) -> None:
         """Write the rows in one transaction, in their order. With a lease: raises Fenced when a newer one was taken."""
+        await self._prepare()
         async with self._database.writing() as connection:
             if lease is not None:
                 await leases.ensure_current(connection, lease)
@@ -133,6 +145,16 @@ class Store:
                 delete(engines).where(engines.c.lost_unix_ms < ended_before_unix_ms)
             )
         return len(ids) + len(task_ids) + lost.rowcount
+
+    async def _prepare(self) -> None:
+        """What `open` would have done, had the database been there."""
+        if self._prepared:
+            return
+        async with self._preparing:
+            if not self._prepared:
+                await self._database.prepare()
+                await _upgrade(self._database)
+                self._prepared = True
 
     # reads
 
