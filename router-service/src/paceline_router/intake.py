@@ -69,7 +69,11 @@ class Intake:
             if (known := _engine_of(link)) is not None:
                 self._fleet.went_down(known)
             return
+        before = _engine_of(link)
         engine = self._fleet.join(ack.identity.engine_id, link)
+        if before is not None and before is not engine:
+            # Another engine stands behind this scheduler now; what was on the old one is given up after the grace.
+            self._fleet.went_down(before)
         link.engine = engine
         reborn = engine.incarnation != ack.identity.incarnation
         if reborn and engine.incarnation:

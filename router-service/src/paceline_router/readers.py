@@ -58,6 +58,8 @@ class Readers:
         """A new client stream; `close` it at its end."""
         outbox = Outbox(self._coalesce_s, self._taken)
         self._outboxes.add(outbox)
+        if self._leaving:
+            outbox.leave()
         return outbox
 
     def close(self, outbox: Outbox) -> None:

@@ -152,8 +152,8 @@ class SchedulerLink:
             await self._channel.close()
 
     async def _session(self) -> bool:
-        """One session from dial to break. True if it was opened."""
-        opened, reason = False, "the scheduler closed the session"
+        """One session from dial to break. True if it was opened, and failed by no fault of ours."""
+        opened, failed, reason = False, False, "the scheduler closed the session"
         call: Any = self.stub.Session()
         writer: asyncio.Task[None] | None = None
         watch: asyncio.Task[None] | None = None
@@ -188,7 +188,7 @@ class SchedulerLink:
             reason = "silent for too long"
         except Exception:
             # A defect in what a message set off must not end the link for good: dial again, and compare anew.
-            reason = "a message could not be carried out"
+            failed, reason = True, "a message could not be carried out"
             log.exception(reason, extra=self._where())
         finally:
             call.cancel()
@@ -198,7 +198,7 @@ class SchedulerLink:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-        return opened
+        return opened and not failed
 
     async def _read(self, call: Any) -> None:
         while (response := await call.read()) is not grpc.aio.EOF:
