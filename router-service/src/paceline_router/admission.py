@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _OFF_LOOP_BYTES: Final = 64 * 1024
 """Prompts over this size are rendered in a thread: below it rendering takes less than 5 ms."""
+_OFF_LOOP_MESSAGES: Final = 512
+"""And so are conversations of more messages: each costs about 5 us."""
 _HEAD_CHARS: Final = 1024
 """Characters of either end of the prompt that the predictor is shown."""
 _STORE_LOOKUP_S: Final = 0.5
@@ -227,7 +229,7 @@ class Admission:
         else:
             capabilities = next(e.capabilities for e in self._fleet if e.model == request.spec.model)
             request.turn_index = sum(m.role == "user" for m in given.messages.messages) - 1
-            if given.ByteSize() > _OFF_LOOP_BYTES:
+            if given.ByteSize() > _OFF_LOOP_BYTES or len(given.messages.messages) > _OFF_LOOP_MESSAGES:
                 text = await asyncio.to_thread(self._templates.render, capabilities, given.messages)
             else:
                 text = self._templates.render(capabilities, given.messages)
