@@ -67,6 +67,26 @@ async def test_a_drain_with_a_timeout_moves_what_is_left(line, spec):
     assert answers[0].ids == alone.ids
 
 
+async def test_a_drain_goes_on_without_its_caller_and_past_the_time_of_other_calls(line, spec):
+    await line.engine("e0", time_scale=1.0)
+    router = await line.router(server={"drain_grace_s": 0.0, "unary_timeout_s": 0.1})
+    session = await router.session()
+    answers = [await session.submit(spec(f"p{i}", 300)) for i in range(2)]
+    await session.until(lambda: all(a.count > 3 for a in answers))
+    await line.engine("e1", time_scale=0.1)
+    router.app.fleet_control.dial(line.schedulers["e1"].address)
+    await line.until(lambda: len(router.app.fleet) == 2)
+    request = router_pb2.DrainEngineRequest(engine_id="e0", timeout_ms=300.0)
+    impatient = await error_of(router.stub.DrainEngine(request, timeout=0.05))
+    assert impatient.reason is Reason.DEADLINE_EXCEEDED
+    drained = await router.stub.DrainEngine(request)
+    assert (drained.state, drained.live) == (DRAINING, 0)
+    await session.ended(*answers)
+    assert {a.finished.engine_id for a in answers} == {"e1"}
+    await router.stub.DrainEngine(router_pb2.DrainEngineRequest(engine_id="e0", resume=True))
+    assert router.app.fleet.get("e0").move_at_ms is None
+
+
 async def test_draining_an_unknown_engine_names_the_known(line):
     await line.engine("e0")
     router = await line.router()

@@ -265,6 +265,7 @@ class RouterApp:
             tls=self._config.tls,
             auth=self._config.auth,
             telemetry=self._telemetry,
+            unbounded=frozenset({"DrainEngine"}),
         )
         self.server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, service)
         self.server.add(

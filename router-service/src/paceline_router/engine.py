@@ -25,9 +25,10 @@ class Engine:
     """What the router knows of an engine.
 
     `up`: its scheduler's session is open and names an incarnation; `down_ms`: since when it is not. `draining`:
-    taken out of placement by an operator; `scheduler_draining`: by its scheduler. `attempts` are the router's own
-    on the present incarnation, by key; `in_flight` is the part of them that no load report covers (`Pending`);
-    `idle` is set while there are no attempts. `row` is its place in the fleet's arrays.
+    taken out of placement by an operator, and from `move_at_ms` on its requests are moved; `scheduler_draining`:
+    by its scheduler. `attempts` are the router's own on the present incarnation, by key; `in_flight` is the part of
+    them that no load report covers (`Pending`); `idle` is set while there are no attempts. `row` is its place in
+    the fleet's arrays.
     """
 
     def __init__(self, engine_id: str, row: int, link: "SchedulerLink") -> None:
@@ -41,6 +42,7 @@ class Engine:
         self.up = False
         self.down_ms: float | None = None
         self.draining = False
+        self.move_at_ms: float | None = None
         self.scheduler_draining = False
         self.load = scheduler_pb2.Load()
         self.load_at_ms = 0.0

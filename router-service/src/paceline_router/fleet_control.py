@@ -1,6 +1,7 @@
 """Schedulers dialled and lost, engines listed and drained."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterable
@@ -94,12 +95,15 @@ class FleetControl:
             await asyncio.sleep(self._config.dns_interval_s)
 
     def sweep(self) -> None:
-        """Give up attempts whose engine stayed away for the grace, and forget announced schedulers long
-        gone."""
+        """Move what is left on engines that drain, give up attempts whose engine stayed away for the grace, and
+        forget announced schedulers long gone."""
         now_ms = self._clock.now_ms()
         if self._all_known and all(link.open for link in self.links if link.endpoint in self._fixed):
             self.answered.set()
         for engine in self._fleet:
+            if engine.move_at_ms is not None and now_ms >= engine.move_at_ms:
+                for attempt in list(engine.attempts.values()):
+                    self._lifecycle.displace(attempt)
             if engine.up:
                 engine.down_ms = None
             elif engine.down_ms is None:
@@ -150,29 +154,20 @@ class FleetControl:
         if not 0 <= request.timeout_ms < float("inf"):
             raise invalid(f"timeout_ms must be 0 or more, got {request.timeout_ms:g}", field="timeout_ms")
         engine.draining = not request.resume
+        # Kept with the engine: it happens whether the caller waits for it or not.
+        wanted = engine.draining and request.timeout_ms
+        engine.move_at_ms = self._clock.now_ms() + request.timeout_ms if wanted else None
         self._fleet.refresh(engine)
         log.info("drain" if engine.draining else "resume", extra={"engine_id": engine.engine_id})
         if request.resume:
             self._dispatcher.engine_available()
         elif request.timeout_ms:
-            await self._empty(engine, request.timeout_ms)
+            await _idle(engine, request.timeout_ms / 1000 + self._config.cancel_timeout_s)
         state = engine_state(engine, self._clock.now_ms(), self._config.leave_out_after_ms)
         return router_pb2.DrainEngineResponse(state=state, live=len(engine.attempts))
 
-    async def _empty(self, engine: Engine, timeout_ms: float) -> None:
-        """Wait for the engine's requests; those still there at the end go elsewhere, unless it was taken back
-        in."""
-        if await _idle(engine, timeout_ms / 1000) or not engine.draining:
-            return
-        for attempt in list(engine.attempts.values()):
-            self._lifecycle.displace(attempt)
-        await _idle(engine, self._config.cancel_timeout_s)
 
-
-async def _idle(engine: Engine, timeout_s: float) -> bool:
-    try:
+async def _idle(engine: Engine, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await engine.idle.wait()
-    except TimeoutError:
-        return False
-    return True

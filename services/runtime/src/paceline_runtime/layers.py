@@ -54,14 +54,16 @@ async def map_errors(info: RpcInfo, context: ServicerContext, call: Call) -> Any
 
 
 class UnaryDeadline:
-    """Bounds calls without streams, also those whose caller set no deadline."""
+    """Bounds calls without streams, also those whose caller set no deadline, but for methods that bound
+    themselves."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, unbounded: frozenset[str] = frozenset()) -> None:
         self._limit_s = limit_s
+        self._unbounded = unbounded
 
     async def __call__(self, info: RpcInfo, context: ServicerContext, call: Call) -> Any:
         """Run the call for at most the limit."""
-        if info.streaming:
+        if info.streaming or info.method in self._unbounded:
             return await call()
         limit = asyncio.timeout(self._limit_s)
         try:

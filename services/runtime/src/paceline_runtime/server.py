@@ -62,8 +62,11 @@ class Server:
         tls: TlsConfig | None = None,
         auth: AuthConfig | None = None,
         telemetry: Telemetry | None = None,
+        unbounded: frozenset[str] = frozenset(),
     ) -> None:
-        """Raises ConfigError when the address would be open to others without authentication."""
+        """`unbounded`: names of methods without streams that bound themselves, and may take longer than others.
+
+        Raises ConfigError when the address would be open to others without authentication."""
         tls = tls or TlsConfig()
         self.health = Health()
         self._config = config
@@ -82,7 +85,7 @@ class Server:
         )
         if tokens is not None:
             layers.append(tokens.layer)
-        layers.append(UnaryDeadline(config.unary_timeout_s))
+        layers.append(UnaryDeadline(config.unary_timeout_s, unbounded))
         self.grpc = grpc.aio.server(
             interceptors=[LayeredInterceptor(*layers)], options=server_options(config.grpc)
         )
