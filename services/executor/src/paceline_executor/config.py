@@ -55,7 +55,8 @@ class ExecutorConfig(ConfigModel):
     context_tokens: int = Field(default=2048, ge=64)
     """Longest context of one sequence, prompt and output together, tokens."""
     threads: int = Field(default=1, ge=1)
-    """Threads of llama.cpp; more than there are free cores make every step slow."""
+    """Threads of llama.cpp; more than there are free cores make every step slow. More than one costs flash attention,
+    which would let answers depend on the schedule, and gives other near-ties than one: use the same for all engines."""
     prefill_chunk_tokens: int = Field(default=64, ge=1)
     """Prefill chunk, tokens. Answers are the same whatever the schedule, but not whatever the chunk."""
     prefix_reuse: Literal["none", "aligned", "fast"] = "aligned"

@@ -67,6 +67,21 @@ def test_answers_do_not_depend_on_the_batch(start, reference, prompts, batch) ->
     assert max(report.decode_batch for report in driver.reports) == batch
 
 
+def test_answers_of_two_threads_do_not_depend_on_the_batch(start) -> None:
+    """Long contexts: there flash attention of several threads gives other sums for other batches."""
+    rng = np.random.default_rng(3)
+    long_prompts = [rng.integers(0, 256, size).astype(np.int32) for size in range(160, 340, 23)]
+    answers = []
+    for batch in (1, 4, 8):
+        driver = start(threads=2, max_batch=batch, max_resident=8)
+        driver.run(
+            *(AttemptSpec(key, "r", 100, prompt_ids=p, sampling=GREEDY) for key, p in enumerate(long_prompts))
+        )
+        answers.append([driver.output(key) for key in range(len(long_prompts))])
+    assert answers[1] == answers[0]
+    assert answers[2] == answers[0]
+
+
 @pytest.mark.parametrize("budget", [1, 64, 100, 1000])
 def test_answers_do_not_depend_on_the_prefill_budget(start, reference, prompts, budget) -> None:
     driver = start(max_batch=8)

@@ -20,6 +20,7 @@ KV_TYPE = "f16"
 """Type of the keys and values this binding asks for (llama.cpp's default)."""
 
 _MOVE_TRIALS = 5
+_FLASH_ATTENTION_OFF = 0
 
 
 class DecodeError(RuntimeError):
@@ -37,7 +38,7 @@ class ContextShape:
     chunk_tokens: int
     """Largest prefill call, in tokens."""
     threads: int = 1
-    """OpenMP barriers collapse when threads outnumber free cores, and one thread keeps answers schedule-invariant."""
+    """OpenMP barriers collapse when threads outnumber free cores. More than one costs flash attention."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Context:
         params.n_batch = params.n_ubatch = widest
         params.n_threads = params.n_threads_batch = shape.threads
         params.kv_unified = False
+        if shape.threads > 1:
+            # Flash attention splits a sum among threads by the size of the batch: answers would depend on the schedule.
+            params.flash_attn_type = _FLASH_ATTENTION_OFF
         handle = self._library.llama_init_from_model(model.handle, params)
         if not handle:
             raise BindingError(f"cannot make a context of {shape}: {' | '.join(list(recent_log)[-3:])}")

@@ -31,7 +31,8 @@ def describe(config: LlamaCppConfig, model: Model, context: Context) -> Capabili
         max_context_tokens=config.context_tokens,
         kv_capacity_tokens=config.max_resident * config.context_tokens,
         kv_bytes_per_token=context.move_cost.bytes_per_token,
-        kv_type=KV_TYPE,
+        # Without flash attention values are kept transposed.
+        kv_type=KV_TYPE if config.threads == 1 else f"{KV_TYPE} transposed",
         prefill_chunk_tokens=config.chunk_tokens,
         kv_transfer=True,
         prefix_reuse=config.prefix_reuse,
