@@ -41,6 +41,16 @@ async def start(folder, *sets, router_id="p"):
     return process, ready.read_text()
 
 
+async def engine_is_up(stub):
+    """The process serves before its schedulers have answered."""
+    async with asyncio.timeout(20):
+        while True:
+            listed = await stub.ListEngines(router_pb2.ListEnginesRequest())
+            if any(engine.state == router_pb2.ENGINE_STATE_UP for engine in listed.engines):
+                return
+            await asyncio.sleep(0.02)
+
+
 async def finish(process):
     async with asyncio.timeout(15):
         return await process.wait()
@@ -56,6 +66,7 @@ async def test_kill_9_of_the_process_loses_nothing(line, spec, tmp_path):
     try:
         async with grpc.aio.insecure_channel(address) as connection:
             stub = router_pb2_grpc.RouterServiceStub(connection)
+            await engine_is_up(stub)
             call = stub.Generate(router_pb2.GenerateRequest(spec=spec(tokens=150, request_id="k")))
             ids = []
             async for event in call:
