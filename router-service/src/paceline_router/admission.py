@@ -21,7 +21,7 @@ from paceline_router.durability import Durability
 from paceline_router.fleet import Fleet
 from paceline_router.ledger import Ledger, duplicate
 from paceline_router.lifecycle import Lifecycle
-from paceline_router.predictor_link import PredictorLink
+from paceline_router.predictor_link import PredictorLink, length_query
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.request import Arrival, LiveRequest
 from paceline_router.slo_defaults import default_slo
@@ -36,8 +36,6 @@ _OFF_LOOP_BYTES: Final = 64 * 1024
 """Prompts over this size are rendered in a thread: below it rendering takes less than 5 ms."""
 _OFF_LOOP_MESSAGES: Final = 512
 """And so are conversations of more messages: each costs about 5 us."""
-_HEAD_CHARS: Final = 1024
-"""Characters of either end of the prompt that the predictor is shown."""
 _STORE_LOOKUP_S: Final = 0.5
 
 
@@ -182,7 +180,7 @@ class Admission:
         self._check_context(request)
         request.max_tokens = request.spec.max_tokens or self._default_max_tokens(request)
         request.spec.max_tokens = request.max_tokens
-        query = request.query = self._query(request, given)
+        query = length_query(request)
         follows = (slo is not None or given.streaming) and self._predictor.answers
         if follows and self._fleet.idle(request.spec.model):
             # Nothing waits anywhere, so the estimate decides nothing yet: it may follow the request.
@@ -260,22 +258,6 @@ class Admission:
         )
         left = max(room - request.prompt_tokens, 1) if room else self._config.default_max_tokens
         return min(self._config.default_max_tokens, left)
-
-    def _query(self, request: LiveRequest, given: generation_pb2.GenerationSpec) -> predictor_pb2.LengthQuery:
-        spec, text = request.spec, request.text.decode()
-        return predictor_pb2.LengthQuery(
-            model=spec.model,
-            app=spec.app,
-            tenant=request.tenant,
-            prompt_head=text[:_HEAD_CHARS],
-            prompt_tail=text[-_HEAD_CHARS:] if len(text) > _HEAD_CHARS else "",
-            prompt_tokens=request.prompt_tokens,
-            max_tokens=request.max_tokens,
-            temperature=spec.sampling.temperature,
-            turn_index=max(request.turn_index, 0),
-            has_tools=spec.has_tools,
-            wants_json=spec.wants_json,
-        )
 
     def _set_slo(self, request: LiveRequest, given: generation_pb2.GenerationSpec, slo: Slo | None) -> None:
         if slo is None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from paceline.common.v1 import attempt_pb2
 from paceline_core.placement.policy import Placement
 
@@ -24,17 +26,15 @@ class Explained:
     @classmethod
     def of(cls, policy: str, placement: Placement, engine_ids: tuple[str, ...]) -> "Explained":
         """The chosen engine and the best alternatives."""
-        ranked = sorted(
-            range(len(engine_ids)), key=lambda i: (bool(placement.excluded[i]), placement.scores[i], i)
-        )
+        ranked = np.argsort(placement.scores, kind="stable")[:MAX_SCORES]  # engines left out are NaN: last
         scores = tuple(
-            (engine_ids[i], float(placement.scores[i]), placement.excluded[i]) for i in ranked[:MAX_SCORES]
+            (engine_ids[i], float(placement.scores[i]), placement.excluded[i]) for i in ranked.tolist()
         )
         chosen = engine_ids[placement.engine] if placement.found else ""
         return cls(policy, chosen, placement.reason, scores, placement.predicted_ms)
 
 
-MAX_SCORES = 16
+MAX_SCORES = 8
 
 
 @dataclass(slots=True, eq=False)

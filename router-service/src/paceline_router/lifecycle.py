@@ -12,7 +12,7 @@ from paceline_router.dispatch import Dispatcher
 from paceline_router.durability import Durability
 from paceline_router.fleet import Fleet
 from paceline_router.ledger import Ledger
-from paceline_router.predictor_link import PredictorLink
+from paceline_router.predictor_link import PredictorLink, length_query
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.replay import Loss, judge
 from paceline_router.request import LiveRequest
@@ -277,12 +277,12 @@ class Lifecycle:
         attempt.request.excluded |= {attempt.incarnation}
 
     def _learn(self, request: LiveRequest, state: State, finish_reason: int) -> None:
-        if request.query is None or request.accepted is None:
+        if request.accepted is None:
             return
         by_itself = state is State.FINISHED and finish_reason != _F.FINISH_REASON_LENGTH
         self._predictor.observe(
             predictor_pb2.LengthOutcome(
-                query=request.query,
+                query=length_query(request),
                 output_tokens=request.output.count,
                 censored=not by_itself,
                 estimate=None if request.estimate is None else request.estimate.message,

@@ -13,17 +13,37 @@ from paceline.common.v1 import estimate_pb2
 from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
 from paceline_router.clock import Clock
 from paceline_router.estimate import Estimate
+from paceline_router.request import LiveRequest
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import PREDICTIONS
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH: Final = 256
+_PART_BYTES: Final = 2048
 MAX_OUTCOMES: Final = 10_000
 OBSERVE_INTERVAL_S: Final = 1.0
 REST_MS: Final = 1000.0
 """After a failure the predictor is left alone for this long, so that not every request waits for its time-
 out."""
+
+
+def length_query(request: LiveRequest) -> predictor_pb2.LengthQuery:
+    """What the predictor is asked about a request at its arrival, and learns from at its end."""
+    spec, text = request.spec, request.text
+    return predictor_pb2.LengthQuery(
+        model=spec.model,
+        app=spec.app,
+        tenant=request.tenant,
+        prompt_head=text[:_PART_BYTES].decode(errors="ignore"),
+        prompt_tail=text[-_PART_BYTES:].decode(errors="ignore") if len(text) > _PART_BYTES else "",
+        prompt_tokens=request.prompt_tokens,
+        max_tokens=request.max_tokens,
+        temperature=spec.sampling.temperature,
+        turn_index=max(request.turn_index, 0),
+        has_tools=spec.has_tools,
+        wants_json=spec.wants_json,
+    )
 
 
 class FallbackLengths(Protocol):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import Span
 
-from paceline.predictor.v1 import predictor_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_core.slo import Slo
 from paceline_router.attempt import Attempt
@@ -66,7 +65,6 @@ class LiveRequest:
         "prior_attempts",
         "prompt_ids",
         "prompt_tokens",
-        "query",
         "recorded",
         "released",
         "request_id",
@@ -103,7 +101,6 @@ class LiveRequest:
         self.budget_ms = slo.e2e_ms
         self.task_id = slo.task_id
         self.turn_index = 0
-        self.query: predictor_pb2.LengthQuery | None = None
         self.estimate: Estimate | None = None
         self.predicted_e2e_ms = 0.0
         self.state = State.ACCEPTED
@@ -153,7 +150,6 @@ class LiveRequest:
     def drop_input(self) -> None:
         """Let go of what only another attempt would need: retained requests are bounded by their output."""
         self.text = self.prompt_ids = b""
-        self.query = None
 
     def move_to(self, state: State) -> None:
         """Step to another state; to the same one is no step. Raises IllegalTransition."""
