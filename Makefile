@@ -15,7 +15,7 @@ UP_ARGS ?=
 BENCH_ARGS ?= line --json
 LOCK_ARGS ?=
 
-.PHONY: help setup serve test lint format protos protos-check protos-lint lock bench clean
+.PHONY: help setup setup-train serve test lint format protos protos-check protos-lint lock bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,16 +31,22 @@ $(VENV)/.installed: $(VENV)/.locked $(MEMBERS:%=%/pyproject.toml)
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation $(MEMBERS:%=-e %)
 	@touch $@
 
+setup-train: $(VENV)/.train-locked  ## add what training and evaluating the prediction models needs
+
+$(VENV)/.train-locked: requirements-train.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements-train.lock
+	@touch $@
+
 serve: setup  ## start the local stack with a real model on 127.0.0.1:8080
 	$(BIN)/paceline up $(UP_ARGS)
 
-test: setup  ## run the tests; PYTEST_ARGS adds options
+test: setup-train  ## run the tests; PYTEST_ARGS adds options
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: setup  ## run a benchmark; BENCH_ARGS chooses it
 	$(BIN)/paceline bench $(BENCH_ARGS)
 
-lint: setup  ## style, types, protos
+lint: setup-train  ## style, types, protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -63,12 +69,12 @@ protos-check: $(PROTOS_VENV)/.locked  ## fail when the committed stubs differ fr
 
 lock:  ## pin requirements.in again; LOCK_ARGS=--upgrade takes newer versions
 	test -x $(LOCK_VENV)/bin/uv || { $(PYTHON) -m venv $(LOCK_VENV) && $(LOCK_VENV)/bin/pip install -q uv==$(UV_VERSION); }
-	for part in requirements protos/requirements; do \
+	for part in requirements requirements-train protos/requirements; do \
 		$(LOCK_VENV)/bin/uv pip compile -q --no-config --universal --python-version 3.11 --generate-hashes \
 			--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(LOCK_ARGS) \
 			$$part.in -o $$part.lock || exit 1; \
 	done
-	! grep -nE '://|^ *--(index|extra-index|find-links)' requirements.lock protos/requirements.lock
+	! grep -nE '://|^ *--(index|extra-index|find-links)' requirements.lock requirements-train.lock protos/requirements.lock
 
 clean:  ## remove environments, caches and the state of local runs
 	rm -rf $(VENV) $(PROTOS_VENV) $(LOCK_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
