@@ -1,0 +1,139 @@
+"""What a length model reads of a question: hashed words of its texts, and numbers.
+
+Used alike when models are trained and when they answer: whatever changes a value here changes FEATURES_VERSION, and
+files that were trained with another version are refused.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_predictor.features.numeric import NUMERIC, add_cues, plain
+from paceline_predictor.features.words import HashArray, IndexArray, Words, join, words
+from paceline_predictor.model import LengthQuestion
+
+__all__ = ["FEATURES_VERSION", "NUMERIC", "TEXT_BUCKETS", "Features", "features"]
+
+FEATURES_VERSION: Final = "1"
+"""Stands in every model file."""
+
+TEXT_BUCKETS: Final = 4096
+"""Counts per question: words and pairs of the prompt's head, of its tail, of the output's tail; then the app."""
+
+_HEAD: Final = (0, 2432)
+_TAIL: Final = (2432, 1024)
+_OUTPUT: Final = (3456, 576)
+_APP: Final = (4032, 64)
+"""First bucket and number of buckets of each part."""
+
+_FIRSTS: Final = np.array([_HEAD[0], _TAIL[0], _OUTPUT[0]])
+_SIZES: Final = np.array([_HEAD[1], _TAIL[1], _OUTPUT[1]])
+
+_PART_BYTES: Final = 4096
+_OUTPUT_BYTES: Final = 1024
+_CHUNK_BYTES: Final = 24_576
+"""Texts of one pass over the arrays: few enough that they stay in the cache."""
+
+_MARKERS: Final = re.compile(
+    rb"<\|[a-z_]{1,32}\|>(?:(?:system|user|assistant|tool)\b)?|</?s>|\[/?INST\]|<(?:start|end)_of_turn>(?:(?:user|model)\b)?"
+)
+"""What chat templates put between turns; the same prompt reads the same under every template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of N questions; always finite."""
+
+    text: NDArray[np.float32]
+    """float32[N, TEXT_BUCKETS]: counts."""
+    numeric: NDArray[np.float32]
+    """float32[N, len(NUMERIC)]"""
+
+
+def features(questions: Sequence[LengthQuestion]) -> Features:
+    """Features of questions. Accepts any text: of a prompt's parts 4,096 bytes are read each, of an output 1,024."""
+    n = len(questions)
+    text = np.empty((n, TEXT_BUCKETS), dtype=np.float32)
+    numeric = np.empty((n, len(NUMERIC)), dtype=np.float32)
+    parts: list[bytes] = []
+    begin, size = 0, 1
+    for row, question in enumerate(questions):
+        texts = _texts(question)
+        more = sum(map(len, texts)) + len(texts)
+        if parts and size + more > _CHUNK_BYTES:
+            _fill(questions[begin:row], parts, text[begin:row], numeric[begin:row])
+            begin, parts, size = row, [], 1
+        parts += texts
+        size += more
+    if parts:
+        _fill(questions[begin:], parts, text[begin:], numeric[begin:])
+    return Features(text, numeric)
+
+
+def _texts(question: LengthQuestion) -> tuple[bytes, bytes, bytes]:
+    """Head and tail of the prompt, tail of the output, as bytes of bounded length."""
+    head = _plain(question.prompt_head[:_PART_BYTES].encode("utf-8", "surrogatepass")[:_PART_BYTES])
+    tail = output = b""
+    if question.prompt_tail:
+        tail = _plain(question.prompt_tail[-_PART_BYTES:].encode("utf-8", "surrogatepass")[-_PART_BYTES:])
+    if question.output_tail:
+        output = question.output_tail[-_OUTPUT_BYTES:].encode("utf-8", "surrogatepass")[-_OUTPUT_BYTES:]
+    return head, tail, output
+
+
+def _plain(text: bytes) -> bytes:
+    """A prompt without the markers of its chat template."""
+    if b"<" in text or b"[" in text:
+        text = _MARKERS.sub(b"", text)
+    return text.strip()
+
+
+def _fill(
+    questions: Sequence[LengthQuestion],
+    parts: Sequence[bytes],
+    text: NDArray[np.float32],
+    numeric: NDArray[np.float32],
+) -> None:
+    """Features of a few questions, whose texts are parts[3 * i : 3 * i + 3], into their rows."""
+    n = len(questions)
+    joint, begins = join(parts)
+    found = words(joint, begins)
+    text[:] = _counts(found, n)
+    words_of = found.bounds.tolist()
+    rows = []
+    for i, question in enumerate(questions):
+        head, tail, output = parts[3 * i : 3 * i + 3]
+        text[i, _APP[0] + zlib.crc32(question.app.encode("utf-8", "surrogatepass")) % _APP[1]] = 1.0
+        hashes = found.hashes[words_of[3 * i + 2] : words_of[3 * i + 3]].tolist() if output else []
+        rows.append(plain(question, head, tail, output, hashes))
+    numeric[:] = rows
+    add_cues(numeric, found, joint)
+
+
+def _first_buckets(n: int) -> IndexArray:
+    """The first bucket of each of the 3 n texts of n questions."""
+    return (np.arange(n)[:, None] * TEXT_BUCKETS + _FIRSTS).ravel()
+
+
+def _scaled(hashes: HashArray, size: IndexArray) -> IndexArray:
+    """Hashes as numbers from 0 to size-1, by their upper halves."""
+    return np.asarray(((hashes >> np.uint64(32)).astype(np.int64) * size) >> 32)
+
+
+def _counts(found: Words, n: int) -> NDArray[np.float32]:
+    """Counts of words and pairs in the buckets of their part, float32[n, TEXT_BUCKETS]."""
+    per_text = np.diff(found.bounds)
+    first = np.repeat(_first_buckets(n), per_text)
+    size = np.repeat(_SIZES[np.arange(3 * n) % 3], per_text)
+    pair_bucket = first[:-1] + _scaled(found.pairs, size[:-1])
+    # The last word of a text makes no pair with the first one of the next.
+    last = found.bounds[1:-1] - 1
+    pair_bucket[last[(last >= 0) & (last < len(pair_bucket))]] = n * TEXT_BUCKETS
+    buckets = np.concatenate([first + _scaled(found.hashes, size), pair_bucket])
+    counts = np.bincount(buckets, minlength=n * TEXT_BUCKETS + 1)[: n * TEXT_BUCKETS]
+    return counts.astype(np.float32).reshape(n, TEXT_BUCKETS)

@@ -1,0 +1,242 @@
+"""Words that tell of the length or the form of an answer, found by their hashes."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_predictor.features.words import HashArray, hash_of
+
+PROMPT_CUES: Final[dict[str, tuple[str, ...]]] = {
+    "asks_json": ("json", "yaml", "xml", "schema"),
+    "asks_code": (
+        "code",
+        "python",
+        "javascript",
+        "typescript",
+        "java",
+        "rust",
+        "sql",
+        "html",
+        "css",
+        "bash",
+        "script",
+        "program",
+        "implement",
+        "refactor",
+        "def",
+        "class",
+        "unit tests",
+        "c code",
+        "golang",
+        "regex",
+    ),
+    "asks_function": ("function", "your function", "the function", "docstring", "write the"),
+    "asks_list": ("list", "bullet", "bullets", "enumerate", "top 0", "top 00", "numbered", "items", "ideas"),
+    "asks_table": ("table", "markdown", "csv", "columns"),
+    "asks_brief": (
+        "briefly",
+        "brief",
+        "short",
+        "concise",
+        "concisely",
+        "succinct",
+        "one sentence",
+        "one word",
+        "a sentence",
+        "single word",
+        "only the",
+        "just the",
+        "only output",
+        "only respond",
+        "only return",
+        "yes or",
+        "tl dr",
+        "tldr",
+    ),
+    "asks_long": (
+        "detailed",
+        "detail",
+        "essay",
+        "thorough",
+        "thoroughly",
+        "comprehensive",
+        "article",
+        "blog",
+        "report",
+        "story",
+        "in depth",
+        "chapter",
+        "long",
+        "elaborate",
+        "outline",
+        "plan",
+    ),
+    "asks_steps": ("step by", "steps", "show your", "reasoning", "prove", "derive", "explain", "think step"),
+    "asks_summary": ("summarize", "summary", "summarise", "abstract", "paraphrase", "shorten"),
+    "asks_translation": ("translate", "translation", "into french", "into english", "into spanish"),
+    "asks_rewrite": ("rewrite", "edit", "correct", "grammar", "rephrase", "proofread", "fix", "revise"),
+    "asks_class": (
+        "classify",
+        "sentiment",
+        "true or",
+        "positive or",
+        "label",
+        "which of",
+        "category",
+        "multiple choice",
+    ),
+    "asks_maths": (
+        "solve",
+        "equation",
+        "calculate",
+        "how many",
+        "how much",
+        "integral",
+        "probability",
+        "total",
+    ),
+    "asks_write": (
+        "write a",
+        "write an",
+        "compose",
+        "create a",
+        "generate a",
+        "draft",
+        "poem",
+        "letter",
+        "email",
+    ),
+    "asks_what": ("what is", "who is", "who was", "when did", "where is", "what are", "which", "define"),
+    "asks_how": ("how to", "how do", "how can", "why", "compare", "difference between", "explain how"),
+    "has_error": ("error", "traceback", "exception", "failed", "assertionerror", "bug"),
+    "has_tool_talk": (
+        "tool",
+        "tools",
+        "observation",
+        "arguments",
+        "function call",
+        "tool call",
+        "thought",
+        "agent",
+    ),
+}
+"""Cue -> words or pairs of words; digits stand for any digit."""
+
+OUTPUT_CUES: Final[dict[str, tuple[str, ...]]] = {
+    "output_concludes": (
+        "in conclusion",
+        "in summary",
+        "overall",
+        "finally",
+        "to summarize",
+        "conclusion",
+        "therefore",
+        "hence",
+    ),
+    "output_says_goodbye": (
+        "hope this",
+        "let me",
+        "feel free",
+        "best regards",
+        "sincerely",
+        "good luck",
+        "any questions",
+        "help you",
+    ),
+    "output_answers": ("final answer", "the answer", "answer is", "boxed", "so the"),
+    "output_goes_on": (
+        "for example",
+        "firstly",
+        "first",
+        "next",
+        "another",
+        "additionally",
+        "also",
+        "second",
+    ),
+}
+"""The same for generated text."""
+
+COUNTED: Final = (
+    "words",
+    "word",
+    "sentences",
+    "sentence",
+    "paragraphs",
+    "paragraph",
+    "lines",
+    "pages",
+    "items",
+    "examples",
+    "points",
+    "steps",
+    "ideas",
+    "reasons",
+    "questions",
+    "characters",
+    "tips",
+    "ways",
+    "bullet",
+    "tokens",
+)
+"""What a prompt may ask a number of."""
+
+_TOKENS_EACH: Final = {
+    "words": 1.3,
+    "word": 1.3,
+    "sentences": 25.0,
+    "sentence": 25.0,
+    "paragraphs": 100.0,
+    "paragraph": 100.0,
+    "lines": 12.0,
+    "pages": 600.0,
+    "characters": 0.25,
+    "tokens": 1.0,
+}
+_TOKENS_OF_ANOTHER: Final = 25.0
+
+
+class CueTable:
+    """Finds phrases among hashes: one look at a table of 2^16 by the upper bits, then the few hits are compared."""
+
+    def __init__(self, cues: Sequence[tuple[str, ...]]) -> None:
+        hashes, numbers = [0], [0]
+        slots = np.zeros(1 << 16, dtype=np.uint16)
+        for number, phrases in enumerate(cues):
+            for phrase in phrases:
+                value = hash_of(phrase)
+                slot = value >> 48
+                if slots[slot]:
+                    if hashes[slots[slot]] != value:
+                        raise ValueError(
+                            f"the cue {phrase!r} needs another word: its place in the table is taken"
+                        )
+                    continue
+                slots[slot] = len(hashes)
+                hashes.append(value)
+                numbers.append(number)
+        self._slots = slots
+        self._hashes = np.array(hashes, dtype=np.uint64)
+        self._numbers = np.array(numbers, dtype=np.int64)
+
+    def find(self, hashes: HashArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices of the hashes that are cues, and the number of the cue of each."""
+        entry = self._slots[(hashes >> np.uint64(48)).astype(np.intp)]
+        hits = np.flatnonzero(entry)
+        entry = entry[hits]
+        true = self._hashes[entry] == hashes[hits]
+        return hits[true], self._numbers[entry[true]]
+
+
+PROMPT_TABLE: Final = CueTable(list(PROMPT_CUES.values()))
+OUTPUT_TABLE: Final = CueTable(list(OUTPUT_CUES.values()))
+COUNT_TABLE: Final = CueTable(
+    [tuple(f"{'0' * digits} {unit}" for digits in (1, 2, 3, 4)) for unit in COUNTED]
+)
+
+
+def tokens_asked(number: int, unit: int) -> float:
+    """About how many tokens `number` of COUNTED[unit] are."""
+    return number * _TOKENS_EACH.get(COUNTED[unit], _TOKENS_OF_ANOTHER)

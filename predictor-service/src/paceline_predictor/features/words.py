@@ -1,0 +1,122 @@
+"""Words of many texts as 64-bit hashes, by array arithmetic over their bytes.
+
+A word is a run of letters, digits or bytes of non-ASCII characters; letters are lower-cased, every digit reads as 0. A
+Chinese, Japanese or Korean character is a word by itself. With random 64-bit values v of bytes and an odd base B, the
+word at bytes s .. e-1 hashes to
+
+    sum over i of v[b_i] * B^(i-s)  =  (C[e-1] - C[s-1]) * B^(-s),    C the running sum of v[b_i] * B^i   (mod 2^64)
+
+so that no loop over words is needed. The same bytes give the same hash in every process and on every machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BYTES: Final = 65_536
+"""Longest joint text of one call of `words`."""
+
+HashArray = NDArray[np.uint64]
+IndexArray = NDArray[np.int64]
+
+_BASE: Final = 0x9E3779B97F4A7C15
+_MIX: Final = np.uint64(0xBF58476D1CE4E5B9)
+_PAIR: Final = np.uint64(0x94D049BB133111EB)
+_SHIFT: Final = np.uint64(31)
+_MASK: Final = (1 << 64) - 1
+
+
+def _fold() -> bytes:
+    """What a byte reads as; 0: it separates words."""
+    table = bytearray(256)
+    for byte in range(256):
+        if 0x61 <= byte <= 0x7A or byte >= 0x80:
+            table[byte] = byte
+        elif 0x41 <= byte <= 0x5A:
+            table[byte] = byte + 32
+        elif 0x30 <= byte <= 0x39:
+            table[byte] = 0x30
+    return bytes(table)
+
+
+def _values() -> HashArray:
+    """Random values of bytes (SplitMix64), uint64[256]; 0 of a separator."""
+    values, state = [0], 0x5EED
+    for _ in range(255):
+        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        z = state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        values.append(z ^ (z >> 31))
+    return np.array(values, dtype=np.uint64)
+
+
+def _powers(base: int) -> HashArray:
+    """base^0, base^1, ... modulo 2^64."""
+    factors = np.full(MAX_BYTES, base, dtype=np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+_FOLD: Final = _fold()
+_VALUES: Final = _values()
+_POWERS: Final = _powers(_BASE)
+_INVERSES: Final = _powers(pow(_BASE, -1, 1 << 64))
+_IS_IDEOGRAPH: Final = np.array([0xE3 <= byte <= 0xED for byte in range(256)])
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of S texts, in order."""
+
+    hashes: HashArray
+    """uint64[W]"""
+    pairs: HashArray
+    """uint64[W-1] (or empty): each word with its successor, which may stand in the next text."""
+    starts: IndexArray
+    """int64[W]: where a word begins in the joint text, bytes."""
+    bounds: IndexArray
+    """int64[S+1]: words bounds[s] .. bounds[s+1]-1 are those of text s."""
+
+
+def join(texts: Sequence[bytes]) -> tuple[bytes, IndexArray]:
+    """The texts in one, a space around each, and where each begins (and the end), int64[S+1]."""
+    ends = np.cumsum([1, *(len(text) + 1 for text in texts)])
+    return b" " + b" ".join(texts) + b" ", ends
+
+
+def words(joint: bytes, begins: IndexArray) -> Words:
+    """The words of texts that `join` put together. Raises ValueError over MAX_BYTES."""
+    if len(joint) > MAX_BYTES:
+        raise ValueError(f"at most {MAX_BYTES} bytes at once, got {len(joint)}")
+    folded = np.frombuffer(joint.translate(_FOLD), dtype=np.uint8)
+    inside = folded != 0
+    if joint.isascii():
+        flips = np.flatnonzero(inside[1:] != inside[:-1])
+        starts, lasts = flips[0::2] + 1, flips[1::2]
+    else:
+        begin = inside[1:] & (~inside[:-1] | _IS_IDEOGRAPH[folded[1:]])
+        end = inside[:-1] & (~inside[1:] | _IS_IDEOGRAPH[folded[1:]])
+        starts, lasts = np.flatnonzero(begin) + 1, np.flatnonzero(end)
+    running = _VALUES[folded]
+    running *= _POWERS[: len(running)]
+    np.cumsum(running, out=running)
+    hashes = mixed((running[lasts] - running[starts - 1]) * _INVERSES[starts])
+    pairs = mixed(hashes[:-1] * _PAIR + hashes[1:])
+    return Words(hashes, pairs, starts, np.searchsorted(starts, begins))
+
+
+def mixed(hashes: HashArray) -> HashArray:
+    """Hashes whose upper bits depend on all bits."""
+    return (hashes ^ (hashes >> _SHIFT)) * _MIX
+
+
+def hash_of(phrase: str) -> int:
+    """The hash that a word, or a pair of words, has in `Words`; for tables. Raises ValueError on other phrases."""
+    found = words(*join([phrase.encode()]))
+    if len(found.hashes) not in (1, 2):
+        raise ValueError(f"neither one word nor two: {phrase!r}")
+    return int(found.hashes[0] if len(found.hashes) == 1 else found.pairs[0])
