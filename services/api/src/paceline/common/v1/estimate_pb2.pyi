@@ -32,7 +32,10 @@ class LengthEstimate(_message.Message):
     model_version: _builtins.str
     """Which model made it."""
     source: _builtins.str
-    """Where it comes from: histogram, qrf, moe, fallback, prior."""
+    """Where it comes from. qrf, moe, mixture: a model file of that kind, calibrated. histogram: running counts of the model
+    and app carry it, because there is no model file or it misses. prior: nothing is known of the model, and there is no
+    model file. fallback: the caller's own counts, made without the predictor.
+    """
     coverage_p90: _builtins.float
     """Realised coverage of the declared P90 of late, for this model and app; 0: not known yet."""
     generated_tokens: _builtins.int

@@ -441,6 +441,68 @@ class GetModelInfoResponse(_message.Message):
 Global___GetModelInfoResponse: _TypeAlias = GetModelInfoResponse  # noqa: Y015
 
 @_typing.final
+class CoverageRow(_message.Message):
+    """How the answers for one model and app fared of late."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    COVERAGE_P50_FIELD_NUMBER: _builtins.int
+    COVERAGE_P90_FIELD_NUMBER: _builtins.int
+    COVERAGE_P95_FIELD_NUMBER: _builtins.int
+    BIAS_LOG_FIELD_NUMBER: _builtins.int
+    PIT_DRIFT_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    WHOLE_MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model that answered requests."""
+    app: _builtins.str
+    """Application tag; see whole_model."""
+    observed: _builtins.int
+    """Outcomes learned from."""
+    coverage_p50: _builtins.float
+    """Realised coverage of the declared P50, P90 and P95; 0: not known yet."""
+    coverage_p90: _builtins.float
+    """See coverage_p50."""
+    coverage_p95: _builtins.float
+    """See coverage_p50."""
+    bias_log: _builtins.float
+    """Mean of log(length / declared median): above 0 answers are longer than declared."""
+    pit_drift: _builtins.float
+    """Largest distance of the ranks of outcomes in their declared distributions from the uniform distribution, 0..1."""
+    fallback: _builtins.bool
+    """True if the running histogram carries the answers, since the model misses."""
+    warning: _builtins.str
+    """Anything to worry about; empty: nothing."""
+    whole_model: _builtins.bool
+    """True if the row is of all apps of the model."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        app: _builtins.str = ...,
+        observed: _builtins.int = ...,
+        coverage_p50: _builtins.float = ...,
+        coverage_p90: _builtins.float = ...,
+        coverage_p95: _builtins.float = ...,
+        bias_log: _builtins.float = ...,
+        pit_drift: _builtins.float = ...,
+        fallback: _builtins.bool = ...,
+        warning: _builtins.str = ...,
+        whole_model: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "bias_log", b"bias_log", "coverage_p50", b"coverage_p50", "coverage_p90", b"coverage_p90", "coverage_p95", b"coverage_p95", "fallback", b"fallback", "model", b"model", "observed", b"observed", "pit_drift", b"pit_drift", "warning", b"warning", "whole_model", b"whole_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoverageRow: _TypeAlias = CoverageRow  # noqa: Y015
+
+@_typing.final
 class ModelInfo(_message.Message):
     """One model or learner."""
 
@@ -453,12 +515,18 @@ class ModelInfo(_message.Message):
     COVERAGE_P90_FIELD_NUMBER: _builtins.int
     WARNING_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    COVERAGE_P50_FIELD_NUMBER: _builtins.int
+    COVERAGE_P95_FIELD_NUMBER: _builtins.int
+    BIAS_LOG_FIELD_NUMBER: _builtins.int
+    PIT_DRIFT_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     version: _builtins.str
     """Version, in every estimate it makes."""
     kind: _builtins.str
-    """Kind: histogram, qrf, moe, tasks."""
+    """Kind: histogram, qrf, moe, mixture, tasks."""
     observed: _builtins.int
     """Outcomes it learned from while serving."""
     coverage_p90: _builtins.float
@@ -467,6 +535,20 @@ class ModelInfo(_message.Message):
     """Anything to worry about; empty: nothing."""
     active: _builtins.bool
     """True if it is the one in use."""
+    coverage_p50: _builtins.float
+    """Realised coverage of P50 over the last outcomes; 0: not known yet."""
+    coverage_p95: _builtins.float
+    """Realised coverage of P95 over the last outcomes; 0: not known yet."""
+    bias_log: _builtins.float
+    """Mean of log(length / declared median) over the last outcomes."""
+    pit_drift: _builtins.float
+    """Largest distance of the ranks of outcomes in their declared distributions from the uniform distribution, 0..1."""
+    file_bytes: _builtins.int
+    """Size of the model file, bytes; 0: there is none."""
+    @_builtins.property
+    def coverage(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoverageRow]:
+        """The models and apps with the most outcomes, at most 64."""
+
     def __init__(
         self,
         *,
@@ -477,10 +559,16 @@ class ModelInfo(_message.Message):
         coverage_p90: _builtins.float = ...,
         warning: _builtins.str = ...,
         active: _builtins.bool = ...,
+        coverage_p50: _builtins.float = ...,
+        coverage_p95: _builtins.float = ...,
+        bias_log: _builtins.float = ...,
+        pit_drift: _builtins.float = ...,
+        file_bytes: _builtins.int = ...,
+        coverage: _abc.Iterable[Global___CoverageRow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "coverage_p90", b"coverage_p90", "kind", b"kind", "name", b"name", "observed", b"observed", "version", b"version", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "bias_log", b"bias_log", "coverage", b"coverage", "coverage_p50", b"coverage_p50", "coverage_p90", b"coverage_p90", "coverage_p95", b"coverage_p95", "file_bytes", b"file_bytes", "kind", b"kind", "name", b"name", "observed", b"observed", "pit_drift", b"pit_drift", "version", b"version", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,16 +576,21 @@ Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
 @_typing.final
 class ReloadModelsRequest(_message.Message):
-    """Empty."""
+    """What to load again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SAVED_STATE_FIELD_NUMBER: _builtins.int
+    saved_state: _builtins.bool
+    """Go back to the saved state of what was learned, too; outcomes since it was saved are forgotten."""
     def __init__(
         self,
+        *,
+        saved_state: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["saved_state", b"saved_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,7 @@ class PredictorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReloadModels(self, request, context):
-        """Loads the models again from disk, without dropping a call.
+        """Loads the model files again, without dropping a call. A file that cannot be used is refused, and the model in use stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,7 +25,7 @@ class PredictorServiceStub:
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_predictor_pb2.GetModelInfoRequest, _predictor_pb2.GetModelInfoResponse]
     """The models in use."""
     ReloadModels: _aio.UnaryUnaryMultiCallable[_predictor_pb2.ReloadModelsRequest, _predictor_pb2.ReloadModelsResponse]
-    """Loads the models again from disk, without dropping a call."""
+    """Loads the model files again, without dropping a call. A file that cannot be used is refused, and the model in use stays."""
 
 class PredictorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Predictions and what they learn from."""
@@ -68,6 +68,6 @@ class PredictorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _predictor_pb2.ReloadModelsRequest,
         context: _aio.ServicerContext[_predictor_pb2.ReloadModelsRequest, _abc.Awaitable[_predictor_pb2.ReloadModelsResponse]],
     ) -> _abc.Awaitable[_predictor_pb2.ReloadModelsResponse]:
-        """Loads the models again from disk, without dropping a call."""
+        """Loads the model files again, without dropping a call. A file that cannot be used is refused, and the model in use stays."""
 
 def add_PredictorServiceServicer_to_server(servicer: PredictorServiceServicer, server: _aio.Server) -> None: ...
