@@ -46,6 +46,8 @@ SERVICE = "service"
 METHOD = "method"
 CODE = "code"
 QUEUE = "queue"
+LEVEL = "level"
+KIND = "kind"
 OPEN_LABELS = frozenset({MODEL, ENGINE, TENANT, APP})
 
 # Span attributes.
@@ -71,6 +73,7 @@ RPC_STATUS_CODE = "rpc.grpc.status_code"
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+_ESTIMATE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -129,8 +132,22 @@ KV_TRANSFER_BYTES = _counter("kv_transfer", "KV state moved", ENGINE, "direction
 
 # Predictor
 PREDICTIONS = _counter("predictions", "Estimates given", SOURCE)
-PREDICTION_DURATION = _histogram("prediction_duration", "s", _STEP_S, "Time of one batch of estimates")
+PREDICTION_DURATION = _histogram("prediction_duration", "s", _ESTIMATE_S, "Time of one batch of estimates")
+PREDICTIONS_INVALID = _counter("predictions_invalid", "Answers of the model file that were no distribution", KIND)
 OBSERVATIONS = _counter("observations", "Outcomes learned from")
+PREDICTION_COVERAGE = _gauge(
+    "prediction_coverage", "Share of late outcomes within the declared quantile; absent: not known yet", LEVEL
+)
+PREDICTION_COVERAGE_BY_KEY = _gauge(
+    "prediction_coverage_by_key", "The same per model and app, the most observed ones", MODEL, APP, LEVEL
+)
+PREDICTION_BIAS = _gauge("prediction_bias", "Mean log of length over declared median of late", MODEL)
+PREDICTION_PIT_DRIFT = _gauge(
+    "prediction_pit_drift", "Largest distance of the outcomes' ranks from uniform, 0 to 1", MODEL
+)
+PREDICTION_FALLBACKS = _gauge("prediction_fallbacks", "Models and apps whose estimates the histograms carry")
+PREDICTOR_MODEL_BYTES = _gauge("predictor_model", "Size of the model file in use", KIND, unit="By")
+MODEL_RELOADS = _counter("model_reloads", "Model files loaded again", OUTCOME)
 
 # Store
 STORE_WRITES = _counter("store_writes", "Rows written", "table")
