@@ -9,7 +9,7 @@ import pytest
 
 from paceline_core.lengths import K
 from paceline_predictor.batching import Batcher
-from paceline_predictor.model import LengthAnswers, LengthQuestion, ModelReport, Outcome
+from paceline_predictor.model import Bases, LengthAnswers, LengthQuestion, ModelReport, Outcome
 from paceline_runtime.errors import PacelineError, Reason
 
 WAIT_S = 20
@@ -18,15 +18,12 @@ WAIT_S = 20
 class FakeSlowModel:
     """Waits for permission in its thread, then answers with the number in the app's name as the first mass."""
 
-    version = "slow-1"
-    off_loop = True
-
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.entered = threading.Semaphore(0)
         self.go_on = threading.Semaphore(0)
 
-    def predict(self, questions: Sequence[LengthQuestion]) -> LengthAnswers:
+    def bases(self, questions: Sequence[LengthQuestion]) -> Bases:
         self.batches.append(len(questions))
         self.entered.release()
         assert self.go_on.acquire(timeout=WAIT_S)
@@ -34,13 +31,17 @@ class FakeSlowModel:
             raise ArithmeticError("scripted")
         rows = np.zeros((len(questions), K))
         rows[:, 0] = [float(question.app) for question in questions]
-        return LengthAnswers(rows, ["qrf"] * len(questions), [0.0] * len(questions))
+        return Bases(f"slow-{len(self.batches)}", "qrf", rows, np.ones(len(questions), dtype=np.bool_))
 
-    def observe(self, outcome: Outcome) -> bool:
-        return False
+    def answers(self, questions: Sequence[LengthQuestion], bases: Bases) -> LengthAnswers:
+        n = len(questions)
+        return LengthAnswers(bases.masses, ["qrf"] * n, [0.0] * n, [bases.version] * n)
+
+    def learn(self, outcomes: Sequence[Outcome], bases: Bases) -> int:
+        return 0
 
     def report(self) -> ModelReport:
-        return ModelReport("slow", self.version, "qrf", 0, 0.0, "")
+        return ModelReport("slow", "slow", "qrf", 0, 0.0, "")
 
 
 def ask(batcher: Batcher, *apps: str) -> "asyncio.Task[LengthAnswers]":
@@ -53,7 +54,7 @@ async def entered(model: FakeSlowModel) -> None:
 
 async def test_calls_that_come_while_the_model_works_form_one_batch() -> None:
     model = FakeSlowModel()
-    async with Batcher(model, max_batch=8) as batcher, asyncio.timeout(WAIT_S):
+    async with Batcher(model, max_batch=8, thread_from=1) as batcher, asyncio.timeout(WAIT_S):
         first = ask(batcher, "1")
         await entered(model)
         later = [ask(batcher, f"{i}0", f"{i}1") for i in range(2, 5)]
@@ -65,13 +66,29 @@ async def test_calls_that_come_while_the_model_works_form_one_batch() -> None:
         assert (await first).probabilities[:, 0].tolist() == [1.0]
         for number, task in enumerate(later, start=2):
             assert (await task).probabilities[:, 0].tolist() == [10.0 * number, 10.0 * number + 1]
-        assert (await too_much).sources == ["qrf"] * 3
-    assert model.batches == [1, 6, 3]
+        split = await too_much
+        assert split.sources == ["qrf"] * 3
+        assert split.probabilities[:, 0].tolist() == [1.0, 2.0, 3.0]
+        assert split.versions == ["slow-2", "slow-2", "slow-3"]
+    assert model.batches == [1, 8, 1]
+
+
+async def test_a_large_call_takes_turns_with_small_ones() -> None:
+    model = FakeSlowModel()
+    async with Batcher(model, max_batch=8, thread_from=1) as batcher, asyncio.timeout(WAIT_S):
+        large = ask(batcher, *map(str, range(40)))
+        await entered(model)
+        small = ask(batcher, "77")
+        model.go_on.release(2)
+        assert (await small).probabilities[:, 0].tolist() == [77.0]
+        assert not large.done()
+        model.go_on.release(9)
+        assert (await large).probabilities[:, 0].tolist() == list(range(40))
 
 
 async def test_a_model_that_fails_fails_its_batch_alone() -> None:
     model = FakeSlowModel()
-    async with Batcher(model) as batcher, asyncio.timeout(WAIT_S):
+    async with Batcher(model, thread_from=1) as batcher, asyncio.timeout(WAIT_S):
         model.go_on.release(2)
         with pytest.raises(ArithmeticError):
             await ask(batcher, "fail")
@@ -81,7 +98,7 @@ async def test_a_model_that_fails_fails_its_batch_alone() -> None:
 async def test_waiting_questions_are_bounded_and_the_end_answers_them() -> None:
     model = FakeSlowModel()
     async with asyncio.timeout(WAIT_S):
-        async with Batcher(model, max_waiting=4) as batcher:
+        async with Batcher(model, max_waiting=4, thread_from=1) as batcher:
             running = ask(batcher, "1")
             await entered(model)
             waiting = ask(batcher, *"1234")

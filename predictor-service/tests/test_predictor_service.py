@@ -25,11 +25,12 @@ from paceline_runtime.status import from_rpc_error
 from paceline_store import Store
 
 WAIT_S = 30
+BACK = pb.ReloadModelsRequest(saved_state=True)
 Stub = Any
 
 
 def config(**predictor: Any) -> Config:
-    own = {"listen": "127.0.0.1:0", "state_interval_s": 3600, **predictor}
+    own = {"listen": "127.0.0.1:0", "state_interval_s": 3600, "length_model": "none", **predictor}
     return Config.model_validate({"predictor": own, "store": {"url": own.pop("url", "")}})
 
 
@@ -284,11 +285,11 @@ async def test_what_was_learned_survives_a_restart(kept: dict[str, Any]) -> None
 async def test_reload_goes_back_to_what_was_saved(kept: dict[str, Any]) -> None:
     async with PredictorApp(config(**kept)) as app, channel(app.address) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
-        await stub.ReloadModels(pb.ReloadModelsRequest())
+        await stub.ReloadModels(BACK)
         await tell(stub, [outcome(10)] * 30)
         assert await app.keeper.save()
         await tell(stub, [outcome(10)] * 5)
-        info = (await stub.ReloadModels(pb.ReloadModelsRequest())).models[0]
+        info = (await stub.ReloadModels(BACK)).models[0]
         assert info.observed == 30
 
 
@@ -299,9 +300,7 @@ async def test_a_damaged_state_is_reported_and_replaced(tmp_path: Path) -> None:
     async with PredictorApp(config(**kept)) as app, channel(app.address) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         assert "cannot be used" in (await stub.GetModelInfo(pb.GetModelInfoRequest())).models[0].warning
-        assert (
-            await refused(stub.ReloadModels(pb.ReloadModelsRequest()))
-        ).reason is Reason.STATE_INCOMPATIBLE
+        assert (await refused(stub.ReloadModels(BACK))).reason is Reason.STATE_INCOMPATIBLE
         await tell(stub, [outcome(10)] * 30)
         assert await app.keeper.save()
         assert (await stub.GetModelInfo(pb.GetModelInfoRequest())).models[0].warning == ""
@@ -318,7 +317,7 @@ async def test_a_store_that_comes_later_loses_nothing_of_either_life(tmp_path: P
         await tell(stub, [outcome(10)] * 7)
         assert not await app.keeper.save()
         assert "could not be loaded" in (await stub.GetModelInfo(pb.GetModelInfoRequest())).models[0].warning
-        assert (await refused(stub.ReloadModels(pb.ReloadModelsRequest()))).reason is Reason.UNAVAILABLE
+        assert (await refused(stub.ReloadModels(BACK))).reason is Reason.UNAVAILABLE
         folder.mkdir()
         saved = await Store.open(earlier.store.url)
         state = await saved.load_state(earlier.predictor.state_name)
@@ -338,6 +337,7 @@ async def test_the_process_starts_from_the_command_line_and_saves_at_the_end(tmp
         "predictor.listen": "127.0.0.1:0",
         "predictor.server.address_file": address_file,
         "predictor.state_path": state,
+        "predictor.length_model": "none",
         "store.url": '""',
     }
     sets = [f"--set={key}={value}" for key, value in settings.items()]

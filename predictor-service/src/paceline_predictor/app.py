@@ -10,8 +10,12 @@ from paceline_predictor.batching import Batcher
 from paceline_predictor.config import Config
 from paceline_predictor.histogram_model import HistogramModel
 from paceline_predictor.keeping import Keeper
+from paceline_predictor.learning import Learner
+from paceline_predictor.length_file import LengthFile
+from paceline_predictor.monitoring import Monitor
 from paceline_predictor.service import PredictorService
 from paceline_predictor.state_home import FileHome, NoHome, StateHome, StoreHome
+from paceline_predictor.state_parts import LENGTHS
 from paceline_runtime.server import Server
 from paceline_runtime.service import Process
 from paceline_runtime.telemetry.config import TelemetryConfig
@@ -26,10 +30,15 @@ class PredictorApp:
         own = config.predictor
         telemetry = telemetry or Telemetry(TelemetryConfig(), "predictor")
         model = HistogramModel(own.histogram.params())
+        self.length_file = LengthFile(own.length_model, max_bytes=own.max_model_bytes)
         self._batcher = Batcher(model, max_batch=own.max_batch, max_waiting=own.max_waiting)
         self.keeper = Keeper(
-            model, _state_home(config), interval_s=own.state_interval_s, timeout_s=own.state_timeout_s
+            {LENGTHS: model},
+            _state_home(config),
+            interval_s=own.state_interval_s,
+            timeout_s=own.state_timeout_s,
         )
+        self._monitor = Monitor(model, telemetry.instruments)
         keeper = self.keeper
         telemetry.instruments.observe(
             DEGRADED, lambda: [(1.0 if keeper.warning else 0.0, {"reason": "learned_state"})]
@@ -42,7 +51,14 @@ class PredictorApp:
         )
         self.server.add(
             predictor_pb2_grpc.add_PredictorServiceServicer_to_server,
-            PredictorService(model, self._batcher, self.keeper, telemetry.instruments),
+            PredictorService(
+                model,
+                self.length_file,
+                self._batcher,
+                Learner(model, self.keeper),
+                self.keeper,
+                telemetry.instruments,
+            ),
         )
         self._stack = AsyncExitStack()
 
@@ -53,8 +69,10 @@ class PredictorApp:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            await self.length_file.load()
             await stack.enter_async_context(self.keeper)
             await stack.enter_async_context(self._batcher)
+            await stack.enter_async_context(self._monitor)
             await stack.enter_async_context(self.server)
             await self.server.health.set_ready(True)
             self._stack = stack.pop_all()

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -12,21 +13,40 @@ from paceline_core.lengths import K
 from paceline_predictor.model import LengthAnswers, LengthModel, LengthQuestion
 from paceline_runtime.errors import PacelineError, Reason
 
-_Waiting = tuple[Sequence[LengthQuestion], "asyncio.Future[LengthAnswers]"]
+
+@dataclass(slots=True)
+class _Call:
+    """A call that waits: its questions, how many were taken into batches, and the answers so far."""
+
+    questions: Sequence[LengthQuestion]
+    answered: "asyncio.Future[LengthAnswers]"
+    taken: int = 0
+    parts: list[LengthAnswers] = field(default_factory=list)
 
 
 class Batcher:
     """While the model works on one batch, the questions that come form the next one.
 
-    Use as `async with Batcher(model) as batcher`.
+    A batch is small, and a large call goes through several, taking turns with the others: nobody waits for a call of a
+    thousand questions. Use as `async with Batcher(model) as batcher`.
     """
 
-    def __init__(self, model: LengthModel, *, max_batch: int = 1024, max_waiting: int = 8192) -> None:
+    def __init__(
+        self,
+        model: LengthModel,
+        *,
+        max_batch: int = 64,
+        max_waiting: int = 8192,
+        thread_from: int = 1 << 30,
+    ) -> None:
+        """`thread_from`: batches of so many questions have their bases computed in a thread."""
         self._model = model
         self._max_batch = max_batch
+        self._turn_share = max(1, max_batch // 2)
         self._max_waiting = max_waiting
-        self._calls: deque[_Waiting] = deque()
-        self._questions = 0
+        self._thread_from = thread_from
+        self._calls: deque[_Call] = deque()
+        self._waiting = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -40,19 +60,20 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._fail(self._calls, PacelineError(Reason.DRAINING, "the predictor is shutting down"))
+        for call in self._calls:
+            _fail(call, _draining())
 
     async def predict(self, questions: Sequence[LengthQuestion]) -> LengthAnswers:
         """Answers to one call's questions. Raises QUEUE_FULL when too many wait already."""
         if not questions:
-            return LengthAnswers(np.empty((0, K)), (), ())
-        if self._questions + len(questions) > self._max_waiting:
+            return LengthAnswers(np.empty((0, K)), (), (), ())
+        if self._waiting + len(questions) > self._max_waiting:
             raise PacelineError(Reason.QUEUE_FULL, "too many questions are waiting", retry_after_ms=100)
-        future: asyncio.Future[LengthAnswers] = asyncio.get_running_loop().create_future()
-        self._calls.append((questions, future))
-        self._questions += len(questions)
+        call = _Call(questions, asyncio.get_running_loop().create_future())
+        self._calls.append(call)
+        self._waiting += len(questions)
         self._wake.set()
-        return await future
+        return await call.answered
 
     async def _run(self) -> None:
         while True:
@@ -62,45 +83,75 @@ class Batcher:
                 await self._answer(self._take())
                 await asyncio.sleep(0)
 
-    def _take(self) -> list[_Waiting]:
-        """The calls of the next batch: whole ones, at least one, gone ones left out."""
-        batch: list[_Waiting] = []
-        size = 0
-        while self._calls and (not batch or size + len(self._calls[0][0]) <= self._max_batch):
-            questions, future = self._calls.popleft()
-            self._questions -= len(questions)
-            if not future.done():
-                batch.append((questions, future))
-                size += len(questions)
+    def _take(self) -> list[tuple[_Call, slice]]:
+        """The next batch: of each waiting call in turn a part; of calls that gave up nothing."""
+        batch: list[tuple[_Call, slice]] = []
+        room = self._max_batch
+        unfinished: list[_Call] = []
+        while self._calls and room > 0:
+            call = self._calls.popleft()
+            left = len(call.questions) - call.taken
+            if call.answered.done():
+                self._waiting -= left
+                continue
+            count = min(left, room, self._turn_share if self._calls or batch else room)
+            batch.append((call, slice(call.taken, call.taken + count)))
+            call.taken += count
+            room -= count
+            self._waiting -= count
+            if count < left:
+                unfinished.append(call)
+        self._calls.extend(unfinished)
         return batch
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
+    async def _answer(self, batch: Sequence[tuple[_Call, slice]]) -> None:
         if not batch:
             return
-        questions = [question for asked, _ in batch for question in asked]
+        questions = [question for call, rows in batch for question in call.questions[rows]]
         try:
-            if self._model.off_loop:
-                answers = await asyncio.to_thread(self._model.predict, questions)
+            if len(questions) >= self._thread_from:
+                bases = await asyncio.to_thread(self._model.bases, questions)
             else:
-                answers = self._model.predict(questions)
+                bases = self._model.bases(questions)
+            answers = self._model.answers(questions, bases)
         except asyncio.CancelledError:
-            self._fail(batch, PacelineError(Reason.DRAINING, "the predictor is shutting down"))
+            for call, _ in batch:
+                _fail(call, _draining())
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises belongs to the callers of this batch
-            self._fail(batch, error)
+            for call, _ in batch:
+                _fail(call, error)
             return
         at = 0
-        for asked, future in batch:
-            rows = slice(at, at + len(asked))
-            at += len(asked)
-            if not future.done():
-                future.set_result(
-                    LengthAnswers(
-                        answers.probabilities[rows], answers.sources[rows], answers.coverage_p90[rows]
-                    )
-                )
+        for call, rows in batch:
+            count = rows.stop - rows.start
+            call.parts.append(_rows(answers, slice(at, at + count)))
+            at += count
+            if call.taken == len(call.questions) and not call.answered.done():
+                call.answered.set_result(_joined(call.parts))
 
-    def _fail(self, calls: Sequence[_Waiting] | deque[_Waiting], error: Exception) -> None:
-        for _, future in calls:
-            if not future.done():
-                future.set_exception(error)
+
+def _rows(answers: LengthAnswers, rows: slice) -> LengthAnswers:
+    return LengthAnswers(
+        answers.probabilities[rows], answers.sources[rows], answers.coverage_p90[rows], answers.versions[rows]
+    )
+
+
+def _joined(parts: Sequence[LengthAnswers]) -> LengthAnswers:
+    if len(parts) == 1:
+        return parts[0]
+    return LengthAnswers(
+        np.concatenate([part.probabilities for part in parts]),
+        [source for part in parts for source in part.sources],
+        [coverage for part in parts for coverage in part.coverage_p90],
+        [version for part in parts for version in part.versions],
+    )
+
+
+def _draining() -> PacelineError:
+    return PacelineError(Reason.DRAINING, "the predictor is shutting down")
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    if not call.answered.done():
+        call.answered.set_exception(error)

@@ -45,8 +45,12 @@ class PredictorConfig(ConfigModel):
     """How often what was learned is saved, seconds; also at the end of the process."""
     state_timeout_s: float = Field(default=10.0, gt=0)
     """Longest time that loading or saving may take, seconds."""
-    max_batch: int = Field(default=1024, ge=1)
-    """Most questions given to a model at once."""
+    length_model: str = ""
+    """Length model, an ONNX file. Empty: the one that ships with the package; `none`: running histograms alone."""
+    max_model_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """Largest model file that is accepted, bytes."""
+    max_batch: int = Field(default=64, ge=1, le=1024)
+    """Most questions given to a model at once; larger calls go through it in turns with the others."""
     max_waiting: int = Field(default=8192, ge=1024)
     """Most questions waiting for a model; more are refused with QUEUE_FULL."""
     histogram: HistogramConfig = HistogramConfig()

@@ -3,7 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from paceline_core.histogram import HistogramParams, LengthHistograms
-from paceline_predictor.model import LengthAnswers, LengthQuestion, ModelReport, Outcome
+from paceline_predictor.model import (
+    Bases,
+    LengthAnswers,
+    LengthQuestion,
+    ModelReport,
+    Outcome,
+    no_bases,
+)
 
 VERSION = "histogram-1"
 
@@ -12,26 +19,31 @@ _MIN_COVERAGE_P90 = 0.8
 
 
 class HistogramModel:
-    """A `KeptModel` over `paceline_core.histogram`."""
-
-    version = VERSION
-    off_loop = False
+    """A `LengthModel` and `KeptState` over `paceline_core.histogram`."""
 
     def __init__(self, params: HistogramParams | None = None) -> None:
         self._params = params or HistogramParams()
         self._histograms = LengthHistograms(self._params)
 
-    def predict(self, questions: Sequence[LengthQuestion]) -> LengthAnswers:
+    def bases(self, questions: Sequence[LengthQuestion]) -> Bases:
+        """Nothing: all that is known comes from the past."""
+        return no_bases(len(questions), VERSION)
+
+    def answers(self, questions: Sequence[LengthQuestion], bases: Bases) -> LengthAnswers:
         """Answer all questions, in order: "histogram" once an answer of the model was seen, before that "prior"."""
         learned = self._histograms
         return LengthAnswers(
             learned.probabilities_of([(question.model, question.app) for question in questions]),
             ["histogram" if learned.observed_of(question.model) else "prior" for question in questions],
             [learned.coverage_p90(question.model, question.app) for question in questions],
+            [bases.version] * len(questions),
         )
 
-    def observe(self, outcome: Outcome) -> bool:
+    def learn(self, outcomes: Sequence[Outcome], bases: Bases) -> int:
         """Learn; an answer that was cut before its first token holds nothing to learn."""
+        return sum(self._learn(outcome) for outcome in outcomes)
+
+    def _learn(self, outcome: Outcome) -> bool:
         if outcome.censored and outcome.output_tokens < 1:
             return False
         question = outcome.question

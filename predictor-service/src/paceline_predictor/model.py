@@ -1,10 +1,17 @@
-"""What a length model is to the service. Histograms are one; models in ONNX files come in by the same door."""
+"""What a length model is to the service: two steps, one that knows nothing of the past and one that learned from it.
+
+The first (`bases`) is the costly one and may run in a thread; the second (`answers`, `learn`) runs on the event loop,
+so that what was learned has one owner.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
-from paceline_core.lengths import FloatArray
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_core.lengths import FloatArray, K
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,29 @@ class LengthQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class Bases:
+    """What is known of N questions without the past."""
+
+    version: str
+    """Of the model file they come from; it stands in the answers."""
+    kind: str
+    """Of that file; "histogram": there is none."""
+    masses: FloatArray
+    """float64[N, K]: bin masses of the whole length."""
+    good: NDArray[np.bool_]
+    """bool[N]: whether the row of `masses` can be used; else the histograms answer."""
+
+    def part(self, rows: slice) -> Self:
+        """Those of some of the questions."""
+        return type(self)(self.version, self.kind, self.masses[rows], self.good[rows])
+
+
+def no_bases(count: int, version: str) -> Bases:
+    """Of questions that no model file answers."""
+    return Bases(version, "histogram", np.zeros((count, K)), np.zeros(count, dtype=np.bool_))
+
+
+@dataclass(frozen=True, slots=True)
 class LengthAnswers:
     """Answers to N questions."""
 
@@ -41,6 +71,8 @@ class LengthAnswers:
     """N names as in LengthEstimate.source."""
     coverage_p90: Sequence[float]
     """N realised coverages; 0: not known."""
+    versions: Sequence[str]
+    """N versions of the model that answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +88,28 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyReport:
+    """How the answers of a model and an app fared of late."""
+
+    model: str
+    app: str
+    observed: int
+    coverage_p50: float
+    """Realised coverages; 0: not known."""
+    coverage_p90: float
+    coverage_p95: float
+    bias_log: float
+    """Mean of log(length / median of the answer): above 0 answers are longer than said."""
+    drift: float
+    """Largest distance of the distribution of ranks (PIT) from the uniform one, 0..1."""
+    fallback: bool
+    """True if the histograms carry the answers because the model misses."""
+    warning: str = ""
+    whole_model: bool = False
+    """True: of all apps of the model together."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
     """A model in use, for people and monitors."""
 
@@ -65,31 +119,33 @@ class ModelReport:
     observed: int
     coverage_p90: float
     warning: str
+    coverage_p50: float = 0.0
+    coverage_p95: float = 0.0
+    bias_log: float = 0.0
+    drift: float = 0.0
+    file_bytes: int = 0
+    keys: tuple[KeyReport, ...] = ()
+    """Those with the most outcomes first; bounded."""
 
 
 class LengthModel(Protocol):
-    """Answers questions in batches, and may learn from outcomes."""
+    """Answers questions in batches, and learns from outcomes."""
 
-    @property
-    def version(self) -> str:
-        """Stands in every estimate."""
+    def bases(self, questions: Sequence[LengthQuestion]) -> Bases:
+        """What is known of them without the past. Called in any thread, also while the other methods run."""
 
-    @property
-    def off_loop(self) -> bool:
-        """True if `predict` may take over 5 ms: then it is called in a thread, one batch at a time."""
+    def answers(self, questions: Sequence[LengthQuestion], bases: Bases) -> LengthAnswers:
+        """Answer all questions, in order; on the event loop."""
 
-    def predict(self, questions: Sequence[LengthQuestion]) -> LengthAnswers:
-        """Answer all questions, in order."""
-
-    def observe(self, outcome: Outcome) -> bool:
-        """Learn from an outcome, on the event loop; False when it holds nothing to learn."""
+    def learn(self, outcomes: Sequence[Outcome], bases: Bases) -> int:
+        """Learn, on the event loop; `bases` are those of the outcomes' questions. Returns how many held something."""
 
     def report(self) -> ModelReport:
-        """What is to be said about the model."""
+        """What is to be said about the model; on the event loop."""
 
 
-class KeptModel(LengthModel, Protocol):
-    """A model whose learning outlives the process."""
+class KeptState(Protocol):
+    """Something learned that outlives the process."""
 
     def snapshot(self) -> Callable[[], bytes]:
         """All that was learned by now. The call that turns it into bytes is made in a thread."""

@@ -9,7 +9,7 @@ from paceline.common.v1 import estimate_pb2
 from paceline.predictor.v1 import predictor_pb2
 from paceline_core.histogram import P90
 from paceline_core.lengths import OPEN_EDGE, cdf_from_probabilities, conditioned, quantile
-from paceline_predictor.model import LengthAnswers, LengthQuestion, ModelReport, Outcome
+from paceline_predictor.model import KeyReport, LengthAnswers, LengthQuestion, ModelReport, Outcome
 from paceline_runtime.errors import PacelineError, invalid
 
 MAX_QUERIES = 1024
@@ -62,14 +62,14 @@ def question(query: predictor_pb2.LengthQuery, field: str) -> LengthQuestion:
 
 
 def estimates(
-    asked: Sequence[LengthQuestion], answers: LengthAnswers, version: str
+    asked: Sequence[LengthQuestion], answers: LengthAnswers
 ) -> Iterator[estimate_pb2.LengthEstimate]:
     """The answers, conditioned on what is out and clipped at max_tokens."""
     generated = np.array([question.generated_tokens for question in asked], dtype=np.float64)
     limits = np.array([question.max_tokens or OPEN_EDGE for question in asked], dtype=np.float64)
     rows = conditioned(answers.probabilities, generated, limits)
-    for question, row, source, coverage in zip(
-        asked, rows, answers.sources, answers.coverage_p90, strict=True
+    for question, row, source, coverage, version in zip(
+        asked, rows, answers.sources, answers.coverage_p90, answers.versions, strict=True
     ):
         yield estimate_pb2.LengthEstimate(
             probabilities=row.tolist(),
@@ -102,6 +102,28 @@ def model_info(report: ModelReport, further_warning: str) -> predictor_pb2.Model
         coverage_p90=report.coverage_p90,
         warning="; ".join(filter(None, (report.warning, further_warning))),
         active=True,
+        coverage_p50=report.coverage_p50,
+        coverage_p95=report.coverage_p95,
+        bias_log=report.bias_log,
+        pit_drift=report.drift,
+        file_bytes=report.file_bytes,
+        coverage=[_coverage_row(row) for row in report.keys],
+    )
+
+
+def _coverage_row(row: KeyReport) -> predictor_pb2.CoverageRow:
+    return predictor_pb2.CoverageRow(
+        model=row.model,
+        app=row.app,
+        observed=row.observed,
+        coverage_p50=row.coverage_p50,
+        coverage_p90=row.coverage_p90,
+        coverage_p95=row.coverage_p95,
+        bias_log=row.bias_log,
+        pit_drift=row.drift,
+        fallback=row.fallback,
+        warning=row.warning,
+        whole_model=row.whole_model,
     )
 
 
