@@ -1,0 +1,1 @@
+"""Output lengths: data, training, evaluation."""
