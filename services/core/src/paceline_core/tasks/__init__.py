@@ -1,0 +1,1 @@
+"""Compound tasks: pattern graphs, prefix matching, and forecasts of what a task still needs."""

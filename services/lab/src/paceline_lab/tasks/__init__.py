@@ -1,0 +1,1 @@
+"""Forecasts of compound tasks: public task graphs, training, export, rivals, evaluation."""
