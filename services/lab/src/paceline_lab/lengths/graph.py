@@ -1,6 +1,6 @@
 """What every exported length model is built of: an ONNX graph from features to bin masses and quantiles.
 
-    text [N, TEXT_BUCKETS] -> log(1 + count) * idf -> rows of length 1 -> projection [N, C] ---+
+    text [N, TEXT_BUCKETS] -> sqrt(count) * idf -> rows of length 1 -> projection [N, C] ---+
     numeric [N, F] ----------------------------------------------------------------------------+-> model -> masses
     masses [N, K] -> rows of sum 1 = `probabilities` -> `quantiles` [N, 3] (P50, P90, P95)
 
@@ -99,7 +99,10 @@ class GraphBuilder:
 
 @dataclass(frozen=True, slots=True)
 class TextFrontEnd:
-    """Hashed counts to a few components: log(1 + count) * idf, rows of length 1, then a linear map."""
+    """Hashed counts to a few components: sqrt(count) * idf, rows of length 1, then a linear map.
+
+    The root damps repeated words about as the usual logarithm does, for a tenth of its time.
+    """
 
     idf: Float32
     """float32[TEXT_BUCKETS]; 0 for a bucket never seen in training."""
@@ -115,12 +118,12 @@ class TextFrontEnd:
         return np.asarray(weighted_text(text, self.idf) @ self.projection, dtype=np.float32)
 
     def add_to(self, graph: GraphBuilder, text: str) -> str:
-        """The nodes of `transform`. The norm divides the product, not the far longer rows."""
-        logs = graph.node("Log", graph.node("Add", text, graph.scalar(1.0)))
-        weighted = graph.node("Mul", logs, graph.constant("idf", self.idf[None, :]))
-        norm = graph.node("ReduceL2", weighted, graph.integers(1), keepdims=1)
-        product = graph.node("MatMul", weighted, graph.constant("projection", self.projection))
-        return graph.node("Div", product, graph.node("Max", norm, graph.scalar(_MIN_NORM)))
+        """The nodes of `transform`, without a pass over the long rows that can be had from a product."""
+        projection = graph.constant("projection", self.idf[:, None] * self.projection)
+        product = graph.node("MatMul", graph.node("Sqrt", text), projection)
+        square = graph.node("MatMul", text, graph.constant("idf_squared", (self.idf**2)[:, None]))
+        norm = graph.node("Max", graph.node("Sqrt", square), graph.scalar(_MIN_NORM))
+        return graph.node("Div", product, norm)
 
 
 _MIN_NORM = 1e-6
@@ -128,7 +131,7 @@ _MIN_NORM = 1e-6
 
 def weighted_text(text: Float32, idf: Float32) -> Float32:
     """Rows of length 1 (or 0 for an empty text), float32[N, TEXT_BUCKETS]."""
-    weighted = np.log(text + np.float32(1)) * idf
+    weighted = np.sqrt(text) * idf
     norm = np.sqrt((weighted * weighted).sum(axis=1, keepdims=True))
     return np.asarray(weighted / np.maximum(norm, np.float32(_MIN_NORM)), dtype=np.float32)
 

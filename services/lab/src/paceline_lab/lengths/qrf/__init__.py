@@ -1,0 +1,1 @@
+"""Quantile regression forest: fitted with scikit-learn, answered by one ONNX graph."""

@@ -1,0 +1,100 @@
+"""A forest as ONNX nodes: one TreeEnsemble finds a leaf per tree, one Gather their histograms, the average follows.
+
+Every tree is a target of its own whose value is the number of the leaf. So a leaf costs K bytes in a table, where
+weights of the ensemble itself would cost some 13 bytes for each bin that is not empty.
+"""
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from paceline_core.lengths import K
+from paceline_lab.lengths.graph import GraphBuilder
+from paceline_lab.lengths.qrf.forest import SHARES, Float64, Forest
+
+_LESS_OR_EQUAL = 0
+_SUM = 1
+_LARGEST_EXACT_INDEX = 1 << 24
+
+
+def forest_nodes(graph: GraphBuilder, forest: Forest, rows: str, smoothing: Float64 | None = None) -> str:
+    """Bin masses [N, K] (rows of sum about 1) for features [N, F].
+
+    smoothing float64[K, K]: spreads the mass of each bin (row) over bins, rows of sum 1.
+    """
+    leaf = graph.node("Cast", _leaves(graph, forest, rows), to=TensorProto.INT32)
+    shares = graph.node("Gather", graph.constant("leaf_shares", forest.shares), leaf)
+    total = graph.node(
+        "ReduceSum", graph.node("Cast", shares, to=TensorProto.FLOAT), graph.integers(1), keepdims=0
+    )
+    masses = graph.node("Mul", total, graph.scalar(1.0 / (SHARES * len(forest.trees))))
+    if forest.censored:
+        masses = kaplan_meier(graph, masses)
+    if smoothing is not None:
+        masses = graph.node("MatMul", masses, graph.constant("smoothing", smoothing.astype(np.float32)))
+    return masses
+
+
+def kaplan_meier(graph: GraphBuilder, table: str) -> str:
+    """Bin masses [N, K] from events and censored responses [N, 2 K]; what survives all bins ends in the last one.
+
+    A censored response was at risk in the bins before its own: of its own bin it says nothing.
+    """
+    events, censored = (
+        graph.node("Slice", table, graph.integers(low), graph.integers(low + K), graph.integers(1))
+        for low in (0, K)
+    )
+    axis = graph.constant("axis_1", np.asarray(1, dtype=np.int64))
+    later = graph.node("CumSum", censored, axis, exclusive=1, reverse=1)
+    at_risk = graph.node("Add", graph.node("CumSum", events, axis, reverse=1), later)
+    hazard = graph.node("Div", events, graph.node("Max", at_risk, graph.scalar(1e-12)))
+    ends = np.zeros((1, K), dtype=np.float32)
+    ends[0, -1] = 1.0
+    hazard = graph.node(
+        "Clip", graph.node("Max", hazard, graph.constant("ends", ends)), graph.scalar(0.0), graph.scalar(1.0)
+    )
+    # Survival as a running product: the exponential of a running sum of logarithms.
+    survives = graph.node("Max", graph.node("Sub", graph.scalar(1.0), hazard), graph.scalar(1e-30))
+    before = graph.node("Exp", graph.node("CumSum", graph.node("Log", survives), axis, exclusive=1))
+    return graph.node("Mul", hazard, before)
+
+
+def _leaves(graph: GraphBuilder, forest: Forest, rows: str) -> str:
+    """The leaf of each tree as float32[N, trees]: exact, for a table this short."""
+    if len(forest.shares) >= _LARGEST_EXACT_INDEX:
+        raise ValueError(f"{len(forest.shares)} leaves: more than float32 can number")
+    targets: list[int] = []
+    leaves: list[int] = []
+    roots: list[int] = []
+    children: tuple[list[int], list[int]] = ([], [])
+    is_leaf: tuple[list[int], list[int]] = ([], [])
+    offset = 0
+    for number, tree in enumerate(forest.trees):
+        roots.append(offset)
+        for side, child in enumerate((tree.left, tree.right)):
+            ends = child < 0
+            at = child + offset
+            at[ends] = len(leaves) + np.arange(int(ends.sum()))
+            children[side].extend(at.tolist())
+            is_leaf[side].extend(ends.astype(np.int64).tolist())
+            leaves.extend((-1 - child[ends]).tolist())
+            targets.extend([number] * int(ends.sum()))
+        offset += len(tree.feature)
+    return graph.node(
+        "TreeEnsemble",
+        rows,
+        domain="ai.onnx.ml",
+        aggregate_function=_SUM,
+        n_targets=len(forest.trees),
+        tree_roots=roots,
+        nodes_featureids=np.concatenate([tree.feature for tree in forest.trees]).tolist(),
+        nodes_splits=numpy_helper.from_array(
+            np.concatenate([tree.threshold for tree in forest.trees]), "splits"
+        ),
+        nodes_modes=numpy_helper.from_array(np.full(offset, _LESS_OR_EQUAL, dtype=np.uint8), "modes"),
+        nodes_truenodeids=children[0],
+        nodes_trueleafs=is_leaf[0],
+        nodes_falsenodeids=children[1],
+        nodes_falseleafs=is_leaf[1],
+        leaf_targetids=targets,
+        leaf_weights=numpy_helper.from_array(np.asarray(leaves, dtype=np.float32), "leaf_numbers"),
+    )
