@@ -100,12 +100,23 @@ def as_served(examples: Iterable[Example], seed: int = 0) -> list[Example]:
         question = example.question
         if without_app:
             question = dataclasses.replace(question, app="")
-        length, censored = example.output_tokens, example.censored
+        row = dataclasses.replace(example, question=question)
         if limited and not question.max_tokens:
-            question = dataclasses.replace(question, max_tokens=limit)
-            length, censored = min(length, limit), censored or length > limit
-        rows.append(dataclasses.replace(example, question=question, output_tokens=length, censored=censored))
+            row = _cut(row, limit)
+        rows.append(row)
     return rows
+
+
+def _cut(example: Example, limit: int) -> Example:
+    """The example under a limit."""
+    length = example.output_tokens
+    return dataclasses.replace(
+        example,
+        question=dataclasses.replace(example.question, max_tokens=limit),
+        output_tokens=min(length, limit),
+        censored=example.censored or length > limit,
+        output=example.output if length <= limit else example.output[: len(example.output) * limit // length],
+    )
 
 
 def without_app(examples: Iterable[Example]) -> list[Example]:

@@ -1,6 +1,5 @@
 """Our own outputs of an embedded model, joined with the public prompts they answer."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from paceline_lab.lengths.collect.outputs import read_outputs
