@@ -49,9 +49,8 @@ def kaplan_meier(graph: GraphBuilder, table: str) -> str:
     hazard = graph.node("Div", events, graph.node("Max", at_risk, graph.scalar(1e-12)))
     ends = np.zeros((1, K), dtype=np.float32)
     ends[0, -1] = 1.0
-    hazard = graph.node(
-        "Clip", graph.node("Max", hazard, graph.constant("ends", ends)), graph.scalar(0.0), graph.scalar(1.0)
-    )
+    hazard = graph.node("Max", hazard, graph.constant("ends", ends))
+    hazard = graph.node("Min", hazard, graph.scalar(1.0))
     # Survival as a running product: the exponential of a running sum of logarithms.
     survives = graph.node("Max", graph.node("Sub", graph.scalar(1.0), hazard), graph.scalar(1e-30))
     before = graph.node("Exp", graph.node("CumSum", graph.node("Log", survives), axis, exclusive=1))
