@@ -68,8 +68,11 @@ class LengthGraph:
 def opened(content: bytes) -> LengthGraph:
     """The graph in a file's bytes, after it was run on a few questions. Raises ModelFileError with what is wrong."""
     session = open_session(content)
-    _check_signature(session)
-    meta = dict(session.get_modelmeta().custom_metadata_map)
+    try:
+        _check_signature(session)
+        meta = dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError:
+        raise ModelFileError("a name or the metadata is no text: the file is damaged") from None
     graph = LengthGraph(
         kind=_kind(meta),
         version=_version(meta),
