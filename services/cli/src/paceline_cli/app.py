@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import bench, config, doctor, drain, live, request, status, up
+from paceline_cli.commands import bench, config, doctor, drain, lengths, live, request, status, up
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.command()(live.live)
 app.add_typer(bench.app, name="bench")
+app.add_typer(lengths.app, name="lengths")
 
 
 @app.callback()
