@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline_core.histogram import HistogramParams, LengthHistograms, posterior, prior
-from paceline_core.histogram_table import StateError
 from paceline_core.lengths import K, bin_of, cdf_at, cdf_from_probabilities, conditioned, quantile
+from paceline_core.saved_state import StateError
 
 PARAMS = HistogramParams()
 MASSES = st.lists(st.floats(0, 100), min_size=K, max_size=K).map(np.array)
@@ -128,6 +128,9 @@ def test_coverage_knows_what_censoring_hides() -> None:
     assert learner.coverage_p90("m", "missed") == pytest.approx(0.001)
     for _ in range(3):
         learner.observe("m", "clipped", 64, censored=True, declared_p90=500, max_tokens=64)
+        learner.observe("m", "clipped", 20, declared_p90=64, max_tokens=64)
+    assert learner.coverage_p90("m", "clipped") == 0.0, "a bound at the limit is always kept"
+    learner.observe("m", "clipped", 20, declared_p90=63, max_tokens=64)
     assert learner.coverage_p90("m", "clipped") == 1.0
 
 

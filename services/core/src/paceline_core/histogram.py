@@ -10,10 +10,7 @@ Without censoring this is (d_k + c * q_k) / (n + c); a censored outcome's mass g
 answers and the parent say. Everything is a function of the sequence of outcomes: no clock, no randomness.
 """
 
-import json
 import math
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,20 +21,20 @@ from paceline_core.histogram_table import (
     EVENTS,
     EXPOSURE,
     HistogramTable,
-    Key,
-    StateError,
     TableSnapshot,
 )
+from paceline_core.key_rows import Key
 from paceline_core.lengths import (
     EDGES,
     OPEN_EDGE,
+    UPPER,
     FloatArray,
     cdf_from_probabilities,
     quantile,
 )
+from paceline_core.saved_state import StateError, Unpacker, pack
 
 P90 = 0.9
-_UPPER = np.concatenate([EDGES[:-1], [OPEN_EDGE]]).astype(np.float64)
 _MAGIC = b"PLH1"
 
 
@@ -65,7 +62,7 @@ class HistogramParams:
 
 def prior(params: HistogramParams) -> FloatArray:
     """Bin masses of the log-normal prior, float64[K]."""
-    z = np.log(_UPPER / params.prior_median_tokens) / (params.prior_sigma * math.sqrt(2))
+    z = np.log(UPPER / params.prior_median_tokens) / (params.prior_sigma * math.sqrt(2))
     cdf = np.array([(1 + math.erf(x)) / 2 for x in z])
     cdf[-1] = 1.0
     return np.asarray(np.diff(cdf, prepend=0.0))
@@ -112,7 +109,7 @@ class LengthHistograms:
     def coverage_p90(self, model: str | None = None, app: str | None = None) -> float:
         """Share of the last outcomes that were within their declared P90: of a pair, a model or all; 0: not known.
 
-        A known coverage is never reported as 0.
+        Bounds clipped at max_tokens are not scored. A known coverage is never reported as 0.
         """
         if model is None:
             return self._fleet.coverage(_FLEET)
@@ -176,22 +173,13 @@ class LengthHistograms:
 
         Raises StateError.
         """
-        if state[:4] != _MAGIC or len(state) < 12:
-            raise StateError("not a saved state of length histograms, or of another version")
-        checksum, size = struct.unpack_from("<II", state, 4)
-        if zlib.crc32(memoryview(state)[8:]) != checksum:
-            raise StateError("the saved state is damaged: its checksum does not fit")
+        read = Unpacker(_MAGIC, state, "length histograms")
         learner = cls(params)
-        try:
-            header = json.loads(state[12 : 12 + size])
-            edges, keys = header["edges"], header["tables"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StateError(f"the saved state has no header: {error!r}") from None
-        if edges != EDGES.tolist() or len(keys) != 3:
+        keys = read.header.get("tables")
+        if read.header.get("edges") != EDGES.tolist() or not isinstance(keys, list) or len(keys) != 3:
             raise StateError("the saved state has other bins or tables")
-        at = 12 + size
         for table, saved in zip((learner._fleet, learner._models, learner._apps), keys, strict=True):
-            at = table.load(saved, state, at)
+            table.load(saved, read)
         return learner
 
     def _p90(self, model: str, app: str, limit: float) -> float:
@@ -207,11 +195,12 @@ def _model(model: str) -> Key:
 
 
 def _within(length: int, censored: bool, p90: float, limit: float) -> bool | None:
-    """Whether the outcome, clipped at its limit, was within P90; None when its censoring hides that."""
-    if not censored:
-        return bool(min(length, limit) <= p90)
+    """Whether the outcome was within P90; None when its censoring hides that, or when the limit clips P90: what is
+    within such a bound says nothing about the bound."""
     if p90 >= limit:
-        return True
+        return None
+    if not censored:
+        return length <= p90
     return False if length >= p90 else None
 
 
@@ -231,6 +220,4 @@ def _tail_sum(values: FloatArray) -> FloatArray:
 
 def _encoded(tables: Sequence[TableSnapshot]) -> bytes:
     header = {"edges": EDGES.tolist(), "tables": [table.keys for table in tables]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    body = b"".join([struct.pack("<I", len(text)), text, *(table.data() for table in tables)])
-    return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
+    return pack(_MAGIC, header, [array for table in tables for array in (table.counts, table.scores)])

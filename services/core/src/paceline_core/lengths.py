@@ -32,18 +32,20 @@ def _edges() -> NDArray[np.int64]:
 EDGES: Final = _edges()
 """Upper edges, int64[K], ascending."""
 
-_UPPER: Final = np.concatenate([EDGES[:-1], [OPEN_EDGE]]).astype(np.float64)
-_LOWER: Final = np.concatenate([[0.0], EDGES[:-1]]).astype(np.float64)
-_MIDDLE: Final = (_LOWER + 1 + _UPPER) / 2
+UPPER: Final = np.concatenate([EDGES[:-1], [OPEN_EDGE]]).astype(np.float64)
+LOWER: Final = np.concatenate([[0.0], EDGES[:-1]]).astype(np.float64)
+"""Lower (exclusive) edges of the bins, float64[K]; `UPPER` has the upper ones, with OPEN_EDGE as the last."""
+MIDDLE: Final = (LOWER + 1 + UPPER) / 2
 
 
 def _heavy_tail() -> FloatArray:
     """Log-uniform over all bins."""
-    mass = np.log(_UPPER + 1) - np.log(_LOWER + 1)
+    mass = np.log(UPPER + 1) - np.log(LOWER + 1)
     return np.asarray(mass / mass.sum())
 
 
-_TAIL: Final = _heavy_tail()
+TAIL: Final = _heavy_tail()
+"""Bin masses of the heavy tail, float64[K]."""
 
 
 def bin_of(lengths: NDArray[np.int64] | int) -> NDArray[np.int64]:
@@ -61,7 +63,7 @@ def cdf_from_probabilities(probabilities: FloatArray) -> FloatArray:
         raise ValueError(f"a length estimate has {K} bins, got {p.shape[-1]}")
     if not np.isfinite(p).all() or (p < 0).any() or (p.sum(axis=-1) <= 0).any():
         raise ValueError("bin masses must be finite, not negative, and not all zero")
-    p = (1 - TAIL_MIX) * p / p.sum(axis=-1, keepdims=True) + TAIL_MIX * _TAIL
+    p = (1 - TAIL_MIX) * p / p.sum(axis=-1, keepdims=True) + TAIL_MIX * TAIL
     cdf = np.cumsum(p, axis=-1)
     cdf[:, -1] = 1.0
     return cdf
@@ -75,10 +77,10 @@ def probabilities(cdf: FloatArray) -> FloatArray:
 def cdf_at(cdf: FloatArray, lengths: FloatArray) -> FloatArray:
     """P(L <= x) per row, float64[N], for CDFs [N, K] and lengths [N]."""
     x = np.clip(np.asarray(lengths, dtype=np.float64), 0.0, OPEN_EDGE)
-    k = np.minimum(np.searchsorted(_UPPER, x, side="left"), K - 1)
+    k = np.minimum(np.searchsorted(UPPER, x, side="left"), K - 1)
     rows = np.arange(len(cdf))
     below = np.where(k > 0, cdf[rows, np.maximum(k - 1, 0)], 0.0)
-    share = (x - _LOWER[k]) / (_UPPER[k] - _LOWER[k])
+    share = (x - LOWER[k]) / (UPPER[k] - LOWER[k])
     return np.asarray(below + share * (cdf[rows, k] - below))
 
 
@@ -90,7 +92,7 @@ def quantile(cdf: FloatArray, level: float, generated: FloatArray, max_tokens: F
     rows = np.arange(len(cdf))
     below = np.where(k > 0, cdf[rows, np.maximum(k - 1, 0)], 0.0)
     mass = np.maximum(cdf[rows, k] - below, 1e-12)
-    x = _LOWER[k] + (target - below) / mass * (_UPPER[k] - _LOWER[k])
+    x = LOWER[k] + (target - below) / mass * (UPPER[k] - LOWER[k])
     return np.asarray(np.minimum(np.maximum(x, np.asarray(generated) + 1), max_tokens))
 
 
@@ -98,14 +100,12 @@ def mean(cdf: FloatArray, generated: FloatArray, max_tokens: FloatArray) -> Floa
     """Mean length given that more than `generated` tokens come, clipped at `max_tokens`; float64[N]."""
     g = np.asarray(generated, dtype=np.float64)[:, None]
     limit = np.maximum(np.asarray(max_tokens, dtype=np.float64)[:, None], g + 1)
-    low = np.maximum(_LOWER[None, :], g)
-    width = _UPPER[None, :] - _LOWER[None, :]
-    p = probabilities(cdf) * np.clip((_UPPER[None, :] - low) / width, 0.0, 1.0)
+    low = np.maximum(LOWER[None, :], g)
+    width = UPPER[None, :] - LOWER[None, :]
+    p = probabilities(cdf) * np.clip((UPPER[None, :] - low) / width, 0.0, 1.0)
     # A length is the upper end of its unit cell: uniform on (low, upper], half a token up.
-    inside = np.clip(
-        (np.minimum(limit, _UPPER[None, :]) - low) / np.maximum(_UPPER[None, :] - low, 1e-9), 0, 1
-    )
-    middle = (low + 1 + np.minimum(limit, _UPPER[None, :])) / 2
+    inside = np.clip((np.minimum(limit, UPPER[None, :]) - low) / np.maximum(UPPER[None, :] - low, 1e-9), 0, 1)
+    middle = (low + 1 + np.minimum(limit, UPPER[None, :])) / 2
     value = inside * np.minimum(middle, limit) + (1 - inside) * limit
     mass = p.sum(axis=-1)
     safe = np.maximum(mass, 1e-12)
@@ -119,10 +119,10 @@ def conditioned(probabilities: FloatArray, generated: FloatArray, max_tokens: Fl
     """
     p = np.asarray(probabilities, dtype=np.float64)
     g = np.minimum(np.asarray(generated, dtype=np.float64), OPEN_EDGE - 1)[:, None]
-    ahead = np.clip((_UPPER - g) / (_UPPER - _LOWER), 0.0, 1.0)
+    ahead = np.clip((UPPER - g) / (UPPER - LOWER), 0.0, 1.0)
     left = p * ahead
     mass = left.sum(axis=1, keepdims=True)
-    left = np.where(mass > 1e-12, left, _TAIL * ahead)
+    left = np.where(mass > 1e-12, left, TAIL * ahead)
     left /= left.sum(axis=1, keepdims=True)
     limit = np.maximum(np.asarray(max_tokens, dtype=np.float64), g[:, 0] + 1)
     last = np.minimum(np.searchsorted(EDGES, limit, side="left"), K - 1)
