@@ -59,6 +59,10 @@ class Drift:
         """Forget a row."""
         self.sums[row] = self.weights[row] = self.counts[row] = 0.0
 
+    def forget(self) -> None:
+        """Of all rows all but the number of outcomes."""
+        self.sums[:] = self.weights[:] = 0.0
+
     def observed(self, row: int) -> int:
         """Outcomes of a row."""
         return int(self.counts[row])

@@ -141,14 +141,15 @@ class OnlineLengths:
         keys: Sequence[LengthKey],
         generated: FloatArray,
         worlds: Sequence[int] | None = None,
+        usable: NDArray[np.bool_] | None = None,
     ) -> Refined:
         """Answers for base masses float64[N, K], (model, app) [N] and tokens that are out [N].
 
-        `worlds` [N]: which of `max_worlds` separate fleets each row asks. Raises ValueError on base rows that are not
-        distributions.
+        `worlds` [N]: which of `max_worlds` separate fleets each row asks. `usable` [N]: False where there is no base,
+        so that the running histogram answers alone. Raises ValueError on other base rows that are not distributions.
         """
         paths = self._paths(keys, worlds)
-        forecast = self._forecast(base, keys, np.asarray(generated, dtype=np.float64), paths)
+        forecast = self._forecast(base, keys, np.asarray(generated, dtype=np.float64), paths, usable)
         return Refined(
             _whole(forecast.answer, forecast.generated),
             forecast.base_share < 0.5,
@@ -165,13 +166,14 @@ class OnlineLengths:
         max_tokens: FloatArray | None = None,
         declared: FloatArray | None = None,
         worlds: Sequence[int] | None = None,
+        usable: NDArray[np.bool_] | None = None,
     ) -> None:
         """Learn from N outcomes, one after the other: whole `lengths` [N] in tokens (longer than that where censored)
         of the questions that `refine` was asked.
 
         `max_tokens` [N]: limits, 0 for none. `declared` [N, 3]: P50, P90, P95 as they were promised, nan where they
         are not known; then what would have been promised now is scored. An outcome that is not past `generated` says
-        nothing and is passed over, as is one of a row that is no distribution.
+        nothing and is passed over, as is one of a row that is no distribution. `usable` as for `refine`.
         """
         n = len(keys)
         limits = np.full(n, OPEN_EDGE) if max_tokens is None else np.asarray(max_tokens, dtype=np.float64)
@@ -189,7 +191,17 @@ class OnlineLengths:
                 limits[picked],
                 promised[picked],
                 None if worlds is None else [worlds[i] for i in wave],
+                np.ones(len(wave), dtype=np.bool_) if usable is None else usable[picked],
             )
+
+    def change_base(self, offsets: ShippedOffsets = NO_OFFSETS) -> None:
+        """Another model makes the base from now on: what was learned about the last one's answers is forgotten, and
+        the histograms stay."""
+        self._offsets = offsets
+        self._lengths.sums[:, K:] = self._lengths.weights[:, K:] = 0.0
+        self._calibration.clear(slice(None))
+        self._steer[:] = 0.0
+        self._drift.forget()
 
     def report(self, model: str | None = None, app: str | None = None, world: int = 0) -> DriftReport:
         """Drift of a pair, a model, or all."""
@@ -253,14 +265,20 @@ class OnlineLengths:
         return [self._calibration.sums, self._calibration.weights, self._steer]
 
     def _forecast(
-        self, base: FloatArray, keys: Sequence[LengthKey], generated: FloatArray, paths: Rows
+        self,
+        base: FloatArray,
+        keys: Sequence[LengthKey],
+        generated: FloatArray,
+        paths: Rows,
+        usable: NDArray[np.bool_] | None,
     ) -> _Forecast:
         g = np.clip(generated, 0.0, OPEN_EDGE - 1)
         shipped, concentration = self._shipped(keys)
         learned = self._lengths.mean(paths, self._length_prior, concentration)
         places = paths * len(BUCKETS) + np.searchsorted(_BUCKET_ENDS, g, side="right")[:, None]
         calibration = self._calibration.mean(places, self._calibration_prior, self._c_calibration)
-        mass = _distributions(base)
+        missing = None if usable is None or usable.all() else ~usable
+        mass = _distributions(base if missing is None else np.where(missing[:, None], TAIL, base))
         mean, variance = log_moments(mass)
         offset = shipped + learned[:, K]
         scale = np.clip(np.sqrt(learned[:, K + 1]), *_SCALES)
@@ -268,6 +286,8 @@ class OnlineLengths:
         if g.any():
             parts = _given(parts, g)
         share = calibration[:, PIT_BINS]
+        if missing is not None:
+            share = np.where(missing, 0.0, share)
         mixed = share[:, None] * parts[0] + (1 - share[:, None]) * parts[1]
         mixed_cdf = np.minimum(np.cumsum(mixed, axis=1), 1.0)
         mixed_cdf[:, -1] = 1.0
@@ -287,8 +307,11 @@ class OnlineLengths:
         limits: FloatArray,
         declared: FloatArray,
         worlds: Sequence[int] | None,
+        usable: NDArray[np.bool_],
     ) -> None:
         """One wave: no two rows of the same world."""
+        if not usable.all():
+            base = np.where(usable[:, None], base, TAIL)
         told = np.where(censored, lengths > np.maximum(generated, 0), lengths > generated)
         told &= np.isfinite(base).all(axis=1) & (base >= 0).all(axis=1) & (base.sum(axis=1) > 0)
         if not told.all():
@@ -296,11 +319,11 @@ class OnlineLengths:
             if at:
                 self._learn(
                     base[at], [keys[i] for i in at], generated[at], lengths[at], censored[at], limits[at],
-                    declared[at], None if worlds is None else [worlds[i] for i in at],
+                    declared[at], None if worlds is None else [worlds[i] for i in at], usable[at],
                 )  # fmt: skip
             return
         paths = self._claim(keys, worlds)
-        f = self._forecast(base, keys, generated, paths)
+        f = self._forecast(base, keys, generated, paths, usable)
         p, g = self.params, f.generated
         n = len(keys)
         rows = np.arange(n)
@@ -327,7 +350,9 @@ class OnlineLengths:
         values[:, :K] = outcome
         values[:, K] = f.offset + np.clip(off, -_FARTHEST, _FARTHEST)
         values[:, K + 1] = np.minimum(spread / f.variance, _FARTHEST_SQUARES)
-        self._lengths.add(paths, values, np.repeat(first[:, None].astype(np.float64), K + 2, axis=1))
+        weight = np.repeat(first[:, None].astype(np.float64), K + 2, axis=1)
+        weight[:, K:] *= usable[:, None]
+        self._lengths.add(paths, values, weight)
 
         likelihood = likelihood + 1e-3 * TAIL[bins]
         weighed = np.stack([f.base_share, 1 - f.base_share]) * likelihood
@@ -337,7 +362,9 @@ class OnlineLengths:
         values = np.empty((n, PIT_BINS + 1))
         values[:, :PIT_BINS] = pit_shares(u, censored, f.table)
         values[:, PIT_BINS] = weighed[0] / weighed.sum(axis=0)
-        self._calibration.add(places, values, np.ones((n, PIT_BINS + 1)))
+        weight = np.ones((n, PIT_BINS + 1))
+        weight[:, PIT_BINS] = usable
+        self._calibration.add(places, values, weight)
 
         final = _cdf_at(f.answer, lengths, g)
         most = np.where(limits < OPEN_EDGE, _cdf_at(f.answer, limits, g), 2.0)
@@ -356,7 +383,7 @@ class OnlineLengths:
             paths,
             np.where(said, there, hits),
             np.where(censored, np.nan, final),
-            off,
+            np.where(usable, off, np.nan),
             _width(f.answer, g),
         )
 
