@@ -1,0 +1,77 @@
+"""Partial tasks cut from finished ones, with what then still came."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_core.tasks.graph import Stages
+from paceline_lab.tasks.dataset import TaskExample
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A task at the end of a stage, or at the begin of one."""
+
+    example: int
+    seen: int
+    """Stages seen, the running one included."""
+    running: bool
+    """The last stage seen has begun and written nothing yet."""
+    stages: Stages
+    """What is known."""
+    critical_tokens: float
+    """To come along the critical path."""
+    tokens: float
+    """To come in all."""
+    stages_left: int
+    """That have not ended."""
+    calls_left: float
+    """Model calls that have not begun."""
+    share: float
+    """Of the critical work to come: the current stage's; nan when nothing comes."""
+
+
+def checkpoint(example: TaskExample, number: int, seen: int, running: bool) -> Checkpoint:
+    """A task after `seen` stages, or when stage `seen` (from 1) has just begun with all its calls."""
+    whole = example.stages
+    done = seen - int(running)
+    critical = whole.critical_tokens[done:]
+    total = float(critical.sum())
+    return Checkpoint(
+        number,
+        seen,
+        running,
+        _begun(whole.first(seen)) if running else whole.first(seen),
+        total,
+        float(whole.output_tokens[done:].sum()),
+        len(whole) - done,
+        float(whole.model_calls[seen:].sum()),
+        float(critical[0] / total) if total > 0 else float("nan"),
+    )
+
+
+def checkpoints(
+    example: TaskExample, number: int, most: int, random: np.random.Generator | None = None
+) -> Iterator[Checkpoint]:
+    """At most `most` cuts of a task, spread evenly or drawn; each as it stands after a stage and at the next begin."""
+    n = len(example.stages)
+    if random is None:
+        at = np.unique(np.linspace(1, n, min(n, most)).round().astype(int))
+    else:
+        at = random.permutation(np.arange(1, n + 1))[:most]
+    for seen in at.tolist():
+        yield checkpoint(example, number, seen, running=False)
+        yield checkpoint(example, number, seen, running=True)
+
+
+def _begun(stages: Stages) -> Stages:
+    """The last stage with prompts and calls, nothing written."""
+    columns: dict[str, NDArray[np.float64]] = {}
+    for name in ("output_tokens", "critical_tokens", "tool_ms"):
+        columns[name] = getattr(stages, name).copy()
+        columns[name][-1] = 0.0
+    ended = stages.ended.copy()
+    ended[-1] = False
+    return replace(stages, ended=ended, **columns)  # type: ignore[arg-type]
