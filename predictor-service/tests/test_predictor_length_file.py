@@ -26,7 +26,8 @@ async def test_a_good_file_is_taken_with_all_it_says(tmp_path: Path) -> None:
     assert file.graph is not None
     assert file.warning == ""
     assert (file.graph.kind, file.graph.version) == ("moe", "tiny-1")
-    assert dict(file.graph.offsets) == offsets
+    assert file.graph.offsets.of("small", "chat") == (0.1, 300, 40)
+    assert file.graph.offsets.of("small", "other") == (-0.5, 300, 0)
     assert file.graph.file_bytes == (tmp_path / "length.onnx").stat().st_size
     masses, good = file.graph.masses(features([question("a"), question("b c d", prompt_tokens=900)]))
     assert good.all()
@@ -44,17 +45,15 @@ async def test_a_good_file_is_taken_with_all_it_says(tmp_path: Path) -> None:
         ({"meta": {"paceline.features": "0"}}, "made for features '0'"),
         ({"meta": {"paceline.edges": "[1, 2, 3]"}}, "other length bins"),
         ({"meta": {"paceline.edges": "["}}, "paceline.edges is no JSON"),
-        ({"meta": {"paceline.offsets": '{"m": {"log": 1e999, "outcomes": 1}}'}}, "the entry of 'm'"),
-        ({"meta": {"paceline.offsets": '{"m": [1, 2]}'}}, "the entry of 'm'"),
+        ({"meta": {"paceline.offsets": '{"m": {"log": 1e999, "outcomes": 1}}'}}, "paceline.offsets"),
+        ({"meta": {"paceline.offsets": '{"m": [1, 2]}'}}, "paceline.offsets"),
         ({"meta": {"paceline.offsets": "[]"}}, "must be an object"),
         ({"bins": 47}, "tensor(float)[N, 48]"),
         ({"text": "prompt"}, "takes numeric, prompt"),
         ({"broken_above_temperature": -1.0}, "no distributions"),
     ],
 )
-def test_a_wrong_file_is_refused_by_what_is_wrong(
-    tmp_path: Path, changes: dict[str, Any], says: str
-) -> None:
+def test_a_wrong_file_is_refused_by_what_is_wrong(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     content = tiny_length_model(tmp_path / "length.onnx", **changes).read_bytes()
     with pytest.raises(ModelFileError) as refused:
         opened(content)

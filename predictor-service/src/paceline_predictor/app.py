@@ -6,12 +6,13 @@ from types import TracebackType
 from typing import Self
 
 from paceline.predictor.v1 import predictor_pb2_grpc
+from paceline_core.calibration.online import CalibrationParams
 from paceline_predictor.batching import Batcher
 from paceline_predictor.config import Config
-from paceline_predictor.histogram_model import HistogramModel
 from paceline_predictor.keeping import Keeper
 from paceline_predictor.learning import Learner
 from paceline_predictor.length_file import LengthFile
+from paceline_predictor.length_model import FileLengths
 from paceline_predictor.monitoring import Monitor
 from paceline_predictor.service import PredictorService
 from paceline_predictor.state_home import FileHome, NoHome, StateHome, StoreHome
@@ -19,7 +20,7 @@ from paceline_predictor.state_parts import LENGTHS
 from paceline_runtime.server import Server
 from paceline_runtime.service import Process
 from paceline_runtime.telemetry.config import TelemetryConfig
-from paceline_runtime.telemetry.names import DEGRADED
+from paceline_runtime.telemetry.names import DEGRADED, PREDICTIONS_INVALID
 from paceline_runtime.telemetry.setup import Telemetry
 
 
@@ -29,8 +30,12 @@ class PredictorApp:
     def __init__(self, config: Config, *, telemetry: Telemetry | None = None) -> None:
         own = config.predictor
         telemetry = telemetry or Telemetry(TelemetryConfig(), "predictor")
-        model = HistogramModel(own.histogram.params())
         self.length_file = LengthFile(own.length_model, max_bytes=own.max_model_bytes)
+        model = FileLengths(
+            self.length_file,
+            CalibrationParams(histogram=own.histogram.params()),
+            count_invalid=lambda kind, rows: telemetry.instruments.add(PREDICTIONS_INVALID, rows, kind=kind),
+        )
         self._batcher = Batcher(model, max_batch=own.max_batch, max_waiting=own.max_waiting)
         self.keeper = Keeper(
             {LENGTHS: model},

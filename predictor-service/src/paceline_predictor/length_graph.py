@@ -6,7 +6,6 @@ bins, stands in its metadata (`paceline.*`).
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_core.calibration.offset import ShippedOffsets
 from paceline_core.lengths import EDGES, FloatArray, K
 from paceline_predictor.features import FEATURES_VERSION, NUMERIC, TEXT_BUCKETS, Features, features
 from paceline_predictor.model import LengthQuestion
@@ -21,12 +21,11 @@ from paceline_predictor.onnx_file import ModelFileError, open_session, run_sessi
 
 KINDS = ("qrf", "moe", "mixture")
 MAX_VERSION_CHARS = 64
-MAX_OFFSETS = 4096
-"""Models, and apps of a model, whose offset a file may bring."""
+MAX_OFFSETS = 16_384
+"""Models, and apps of models, whose offset a file may bring."""
 
 _SUM_TOLERANCE = 1e-2
 _SAME_ALONE = 1e-4
-_MAX_LOG_OFFSET = math.log(EDGES[-1])
 _INPUTS = {"text": TEXT_BUCKETS, "numeric": len(NUMERIC)}
 _TRIED_QUESTIONS = (
     LengthQuestion("", ""),
@@ -43,8 +42,7 @@ class LengthGraph:
     kind: str
     version: str
     file_bytes: int
-    offsets: Mapping[str, Any]
-    """model -> {"log": offset, "outcomes": n, "apps": {app: [log, n]}}, checked."""
+    offsets: ShippedOffsets
     session: Any = field(repr=False)
 
     def masses(self, given: Features) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -131,25 +129,17 @@ def _check_bins_and_features(meta: Mapping[str, str]) -> None:
         raise ModelFileError("made for other length bins")
 
 
-def _offsets(meta: Mapping[str, str]) -> Mapping[str, Any]:
+def _offsets(meta: Mapping[str, str]) -> ShippedOffsets:
     found = _json(meta, "paceline.offsets") if "paceline.offsets" in meta else {}
-    if not isinstance(found, dict) or len(found) > MAX_OFFSETS:
-        raise ModelFileError(f"paceline.offsets must be an object of at most {MAX_OFFSETS} models")
-    for model, row in found.items():
-        apps = row.get("apps", {}) if isinstance(row, dict) else None
-        pairs = list(apps.values()) if isinstance(apps, dict) and len(apps) <= MAX_OFFSETS else [None]
-        if not (
-            isinstance(row, dict)
-            and _is_offset(row.get("log"), row.get("outcomes"))
-            and all(isinstance(pair, list) and len(pair) == 2 and _is_offset(*pair) for pair in pairs)
-        ):
-            raise ModelFileError(f"paceline.offsets: the entry of {model[:40]!r} cannot be read")
-    return found
-
-
-def _is_offset(log: Any, outcomes: Any) -> bool:
-    numbers = all(isinstance(x, int | float) and math.isfinite(x) for x in (log, outcomes))
-    return numbers and abs(log) <= _MAX_LOG_OFFSET and outcomes >= 0
+    if not isinstance(found, dict):
+        raise ModelFileError("paceline.offsets must be an object")
+    try:
+        offsets = ShippedOffsets.parse(found)
+    except ValueError as error:
+        raise ModelFileError(f"paceline.offsets: {error}") from None
+    if len(offsets.models) + len(offsets.pairs) > MAX_OFFSETS:
+        raise ModelFileError(f"paceline.offsets holds more than {MAX_OFFSETS} offsets")
+    return offsets
 
 
 def _check_answers(graph: LengthGraph) -> None:

@@ -83,8 +83,8 @@ class Outcome:
     output_tokens: int
     censored: bool
     """Cut: longer is all that is known."""
-    declared_p90: float | None
-    """P90 that was promised at its arrival, tokens; None: not said."""
+    declared: tuple[float, float, float] | None
+    """P50, P90 and P95 that were promised, tokens; None: not said."""
 
 
 @dataclass(frozen=True, slots=True)

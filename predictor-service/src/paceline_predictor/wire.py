@@ -7,7 +7,7 @@ import numpy as np
 
 from paceline.common.v1 import estimate_pb2
 from paceline.predictor.v1 import predictor_pb2
-from paceline_core.histogram import P90
+from paceline_core.calibration.recalibration import LEVELS
 from paceline_core.lengths import OPEN_EDGE, cdf_from_probabilities, conditioned, quantile
 from paceline_predictor.model import KeyReport, LengthAnswers, LengthQuestion, ModelReport, Outcome
 from paceline_runtime.errors import PacelineError, invalid
@@ -86,7 +86,7 @@ def outcome(message: predictor_pb2.LengthOutcome) -> Outcome | None:
         return None
     try:
         asked = question(message.query, "query")
-        declared = _declared_p90(message.estimate, asked.max_tokens)
+        declared = _declared(message.estimate, asked.max_tokens)
     except (PacelineError, ValueError):
         return None
     return Outcome(asked, message.output_tokens, message.censored, declared)
@@ -127,10 +127,12 @@ def _coverage_row(row: KeyReport) -> predictor_pb2.CoverageRow:
     )
 
 
-def _declared_p90(estimate: estimate_pb2.LengthEstimate, max_tokens: int) -> float | None:
-    """P90 as a reader of the estimate sees it. Raises ValueError when the bins are not a distribution."""
+def _declared(estimate: estimate_pb2.LengthEstimate, max_tokens: int) -> tuple[float, float, float] | None:
+    """P50, P90 and P95 as a reader of the estimate sees them. Raises ValueError when the bins are no distribution."""
     if not estimate.probabilities:
         return None
     cdf = cdf_from_probabilities(np.array(estimate.probabilities, dtype=np.float64))
     limit = np.array([float(max_tokens or OPEN_EDGE)])
-    return float(quantile(cdf, P90, np.array([float(estimate.generated_tokens)]), limit)[0])
+    generated = np.array([float(estimate.generated_tokens)])
+    p50, p90, p95 = (float(quantile(cdf, level, generated, limit)[0]) for level in LEVELS)
+    return p50, p90, p95
