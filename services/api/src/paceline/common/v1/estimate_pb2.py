@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!paceline/common/v1/estimate.proto\x12\x12paceline.common.v1\"~\n\x0eLengthEstimate\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x14\n\x0c\x63overage_p90\x18\x04 \x01(\x02\x12\x18\n\x10generated_tokens\x18\x05 \x01(\r\"\xc9\x01\n\x0cTaskForecast\x12\x18\n\x10remaining_stages\x18\x01 \x01(\x02\x12\x17\n\x0fremaining_calls\x18\x02 \x01(\x02\x12\x11\n\tquantiles\x18\x03 \x03(\x02\x12\x18\n\x10remaining_tokens\x18\x04 \x03(\x02\x12\x1c\n\x14\x63ritical_path_tokens\x18\x05 \x03(\x02\x12\x14\n\x0cstage_shares\x18\x06 \x03(\x02\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!paceline/common/v1/estimate.proto\x12\x12paceline.common.v1\"~\n\x0eLengthEstimate\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x14\n\x0c\x63overage_p90\x18\x04 \x01(\x02\x12\x18\n\x10generated_tokens\x18\x05 \x01(\r\"\xde\x02\n\x0cTaskForecast\x12\x18\n\x10remaining_stages\x18\x01 \x01(\x02\x12\x17\n\x0fremaining_calls\x18\x02 \x01(\x02\x12\x11\n\tquantiles\x18\x03 \x03(\x02\x12\x18\n\x10remaining_tokens\x18\x04 \x03(\x02\x12\x1c\n\x14\x63ritical_path_tokens\x18\x05 \x03(\x02\x12\x14\n\x0cstage_shares\x18\x06 \x03(\x02\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x1e\n\x16last_stage_probability\x18\t \x01(\x02\x12\x12\n\nsimilarity\x18\n \x01(\x02\x12\x0f\n\x07pattern\x18\x0b \x01(\t\x12\x38\n\rcoming_stages\x18\x0c \x03(\x0b\x32!.paceline.common.v1.StageForecast\x12\x14\n\x0c\x63overage_p90\x18\r \x01(\x02\"y\n\rStageForecast\x12\x13\n\x0bprobability\x18\x01 \x01(\x02\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x02\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x02\x12\x1c\n\x14\x63ritical_path_tokens\x18\x04 \x01(\x02\x12\x0f\n\x07tool_ms\x18\x05 \x01(\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LENGTHESTIMATE']._serialized_start=57
   _globals['_LENGTHESTIMATE']._serialized_end=183
   _globals['_TASKFORECAST']._serialized_start=186
-  _globals['_TASKFORECAST']._serialized_end=387
+  _globals['_TASKFORECAST']._serialized_end=536
+  _globals['_STAGEFORECAST']._serialized_start=538
+  _globals['_STAGEFORECAST']._serialized_end=659
 # @@protoc_insertion_point(module_scope)

@@ -65,7 +65,9 @@ Global___LengthEstimate: _TypeAlias = LengthEstimate  # noqa: Y015
 
 @_typing.final
 class TaskForecast(_message.Message):
-    """Forecast of what a task still needs."""
+    """Forecast of what a task still needs. The current stage is the last one with a call that has not ended; when all have
+    ended, it is the next one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -77,14 +79,27 @@ class TaskForecast(_message.Message):
     STAGE_SHARES_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    LAST_STAGE_PROBABILITY_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    COMING_STAGES_FIELD_NUMBER: _builtins.int
+    COVERAGE_P90_FIELD_NUMBER: _builtins.int
     remaining_stages: _builtins.float
-    """Expected stages to come."""
+    """Expected stages that have not ended, a running one included."""
     remaining_calls: _builtins.float
-    """Expected calls to come."""
+    """Expected model calls that have not begun."""
     source: _builtins.str
     """Where it comes from: pattern, app, prior, fallback."""
     model_version: _builtins.str
     """Which model made it."""
+    last_stage_probability: _builtins.float
+    """Probability that no stage follows those seen."""
+    similarity: _builtins.float
+    """Likeness to the nearest pattern, 0..1; 0: there is none."""
+    pattern: _builtins.str
+    """The nearest pattern; the same name as long as it is kept; empty: there is none."""
+    coverage_p90: _builtins.float
+    """Realised coverage of the P90 of critical_path_tokens, for this app; 0: not known yet."""
     @_builtins.property
     def quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Quantile levels of the columns below."""
@@ -99,7 +114,13 @@ class TaskForecast(_message.Message):
 
     @_builtins.property
     def stage_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Share of the remaining work that belongs to each coming stage, the current one first; sums to 1."""
+        """Share of the remaining work that belongs to each coming stage, the current one first; the last entry holds all
+        later ones; sums to 1. Work is output tokens along the critical path.
+        """
+
+    @_builtins.property
+    def coming_stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageForecast]:
+        """The coming stages, the current one first; as many as stage_shares. For readers that price prompts and tools too."""
 
     def __init__(
         self,
@@ -112,11 +133,54 @@ class TaskForecast(_message.Message):
         stage_shares: _abc.Iterable[_builtins.float] | None = ...,
         source: _builtins.str = ...,
         model_version: _builtins.str = ...,
+        last_stage_probability: _builtins.float = ...,
+        similarity: _builtins.float = ...,
+        pattern: _builtins.str = ...,
+        coming_stages: _abc.Iterable[Global___StageForecast] | None = ...,
+        coverage_p90: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["critical_path_tokens", b"critical_path_tokens", "model_version", b"model_version", "quantiles", b"quantiles", "remaining_calls", b"remaining_calls", "remaining_stages", b"remaining_stages", "remaining_tokens", b"remaining_tokens", "source", b"source", "stage_shares", b"stage_shares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coming_stages", b"coming_stages", "coverage_p90", b"coverage_p90", "critical_path_tokens", b"critical_path_tokens", "last_stage_probability", b"last_stage_probability", "model_version", b"model_version", "pattern", b"pattern", "quantiles", b"quantiles", "remaining_calls", b"remaining_calls", "remaining_stages", b"remaining_stages", "remaining_tokens", b"remaining_tokens", "similarity", b"similarity", "source", b"source", "stage_shares", b"stage_shares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskForecast: _TypeAlias = TaskForecast  # noqa: Y015
+
+@_typing.final
+class StageForecast(_message.Message):
+    """What is expected of a stage, if it comes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CRITICAL_PATH_TOKENS_FIELD_NUMBER: _builtins.int
+    TOOL_MS_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    """Probability that it comes, as far as patterns say."""
+    calls: _builtins.float
+    """Model calls."""
+    prompt_tokens: _builtins.float
+    """Prompt tokens of its longest prompt."""
+    critical_path_tokens: _builtins.float
+    """Output tokens of its longest answer."""
+    tool_ms: _builtins.float
+    """Duration of its longest tool, milliseconds."""
+    def __init__(
+        self,
+        *,
+        probability: _builtins.float = ...,
+        calls: _builtins.float = ...,
+        prompt_tokens: _builtins.float = ...,
+        critical_path_tokens: _builtins.float = ...,
+        tool_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "critical_path_tokens", b"critical_path_tokens", "probability", b"probability", "prompt_tokens", b"prompt_tokens", "tool_ms", b"tool_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageForecast: _TypeAlias = StageForecast  # noqa: Y015

@@ -150,7 +150,7 @@ class ForecastTaskRequest(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskGraph]:
-        """At most 256."""
+        """At most 256, with at most 16384 calls together."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class TaskGraph(_message.Message):
     """Application tag."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskCall]:
-        """Calls so far, oldest first."""
+        """Calls so far, oldest first; at most 4096."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class TaskCall(_message.Message):
     request_id: _builtins.str
     """The call."""
     stage: _builtins.int
-    """Stage, from 0."""
+    """Stage, from 0; at least one more than any parent's is taken."""
     actor: _builtins.str
     """Model, or tool name."""
     tool: _builtins.bool
@@ -230,7 +230,7 @@ class TaskCall(_message.Message):
     """True if it has ended."""
     @_builtins.property
     def parent_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Calls it depends on."""
+        """Calls it depends on; those that stand later in the list, or nowhere, are not read."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class ObserveRequest(_message.Message):
 
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskOutcome]:
-        """Ended tasks."""
+        """Ended tasks; at most 256."""
 
     def __init__(
         self,
