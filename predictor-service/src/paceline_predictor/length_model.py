@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paceline_core.calibration.offset import NO_OFFSETS
+from paceline_core.calibration.offset import NO_OFFSETS, ShippedOffsets
 from paceline_core.calibration.online import CalibrationParams, OnlineLengths
 from paceline_predictor.features import features
 from paceline_predictor.length_file import LengthFile
@@ -116,19 +116,21 @@ class FileLengths:
 
     def snapshot(self) -> Callable[[], bytes]:
         """All that was learned, and on which file."""
+        self._follow_file()
         encode, version = self._online.snapshot(), self._version
         return lambda: _with_version(version, encode())
 
     def decoded(self, state: bytes) -> Callable[[], None]:
         """A saved state. What was learned about another file than the one in use now is left out of it."""
         version, learned = _version_of(state)
-        offsets = NO_OFFSETS if self._graph is None else self._graph.offsets
-        online = OnlineLengths.from_bytes(learned, self._params, offsets)
+        graph = self._file.graph
+        online = OnlineLengths.from_bytes(learned, self._params, _offsets(graph))
 
         def take_over() -> None:
+            self._follow_file()
             self._online = online
-            if version != self._version:
-                self._online.change_base(offsets)
+            if graph is not self._graph or version != self._version:
+                self._online.change_base(_offsets(self._graph))
 
         return take_over
 
@@ -143,12 +145,16 @@ class FileLengths:
             return
         before, self._graph = self._version, graph
         if self._version != before:
-            self._online.change_base(NO_OFFSETS if graph is None else graph.offsets)
+            self._online.change_base(_offsets(graph))
 
     def _count_bad_rows(self, bases: Bases) -> None:
         bad = int(np.count_nonzero(~bases.good))
         if bad:
             self._count_invalid(bases.kind, bad)
+
+
+def _offsets(graph: LengthGraph | None) -> ShippedOffsets:
+    return NO_OFFSETS if graph is None else graph.offsets
 
 
 def _with_version(version: str, learned: bytes) -> bytes:
