@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from paceline_core.lengths import K, conditioned
 from paceline_lab.lengths.graph import LEVELS, answer, check, session
 from paceline_lab.lengths.moe.bins import EDGE_WEIGHTS, bin_indices, smooth_basis, with_tail
 from paceline_lab.lengths.moe.loss import Targets, goal_cdfs, score
-from paceline_lab.lengths.moe.model import MixtureOfExperts, fit_inputs
+from paceline_lab.lengths.moe.model import Inputs, MixtureOfExperts, fit_inputs
 from paceline_lab.lengths.moe.network import Weights, forward
 from paceline_lab.lengths.moe.training import MoeParams, Sample, gradient, loss, start, train
 
@@ -30,9 +31,13 @@ class Workload:
     lengths: NDArray[np.float64]
     targets: Targets
 
+    def inputs(self) -> Inputs:
+        each = np.ones(len(self.family))
+        return fit_inputs(csr_matrix(self.text), self.numeric, each, each)
+
     def sample(self) -> Sample:
         n = len(self.family)
-        rows = fit_inputs(self.text, self.numeric, np.ones(n)).rows(self.text, self.numeric)
+        rows = self.inputs().rows(csr_matrix(self.text), self.numeric)
         fold = np.arange(n) % SMALL.folds
         return Sample(rows, self.targets, self.family, np.ones(n, np.float32), fold)
 
@@ -54,9 +59,8 @@ def workload(seed: int, rows: int = 1200, cut_at: float = 400.0) -> Workload:
 
 
 def fitted(made: Workload, params: MoeParams = SMALL, seed: int = 0) -> MixtureOfExperts:
-    inputs = fit_inputs(made.text, made.numeric, np.ones(len(made.family)))
     members = tuple(train(made.sample(), FAMILIES, params, seed, held_out=m) for m in range(params.members))
-    return MixtureOfExperts(inputs, tuple("abc"), members)
+    return MixtureOfExperts(made.inputs(), tuple("abc"), members)
 
 
 @pytest.fixture(scope="module")

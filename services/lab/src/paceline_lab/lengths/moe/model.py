@@ -10,22 +10,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags
 
 from paceline_core.lengths import K
+from paceline_lab.lengths.design import CsrMatrix
 from paceline_lab.lengths.graph import (
     Float32,
     GraphBuilder,
     TextFrontEnd,
-    document_weights,
     quantile_nodes,
-    weighted_text,
 )
 from paceline_lab.lengths.moe.bins import Array, smooth_basis
 from paceline_lab.lengths.moe.network import Rows, Weights, forward
 
 _NUMERIC_LIMIT = 4.0
 _LEAST_SCALE = 1e-3
+_LEAST_NORM = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +39,28 @@ class Inputs:
     scale: Float32
     """float32[F]: 0 for a number that never varied in training, and then says nothing."""
 
-    def rows(self, text: Float32, numeric: Float32) -> Rows:
-        """tf-idf rows of length one and standardised numbers within +-4, from raw features [N, ...]."""
+    def rows(self, text: CsrMatrix, numeric: Float32) -> Rows:
+        """Rows as `graph.weighted_text` and standardised numbers within +-4, from raw features [N, ...]."""
+        words = csr_matrix(text.sqrt() @ diags(self.idf))
+        norm = np.sqrt(np.asarray(words.multiply(words).sum(axis=1)).ravel())
         standard = (numeric - self.centre) * self.scale
         return Rows(
-            csr_matrix(weighted_text(text, self.idf)),
+            csr_matrix(diags(1 / np.maximum(norm, _LEAST_NORM)) @ words, dtype=np.float32),
             np.clip(standard, -_NUMERIC_LIMIT, _NUMERIC_LIMIT).astype(np.float32),
         )
 
 
-def fit_inputs(text: Float32, numeric: Float32, weights: NDArray[np.float64]) -> Inputs:
-    """From training features (text: each prompt once or weighted so) and row weights float64[N]."""
+def fit_inputs(
+    text: CsrMatrix, numeric: Float32, weights: NDArray[np.float64], documents: NDArray[np.float64]
+) -> Inputs:
+    """From training features [N, ...], row weights [N] for the numbers, and how much of a document each row is [N]."""
     share = weights / weights.sum()
     centre = share @ numeric
     spread = np.sqrt(share @ (numeric - centre) ** 2)
     scale = np.where(spread > _LEAST_SCALE, 1 / np.maximum(spread, _LEAST_SCALE), 0.0)
-    return Inputs(document_weights(text), centre.astype(np.float32), scale.astype(np.float32))
+    found = np.asarray(documents @ (text > 0)).ravel()
+    idf = np.where(found > 0, np.log((1 + documents.sum()) / (1 + found)) + 1, 0.0)
+    return Inputs(idf.astype(np.float32), centre.astype(np.float32), scale.astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +80,13 @@ class MixtureOfExperts:
 
     def masses(self, text: Float32, numeric: Float32) -> Float32:
         """Bin masses float32[N, K] of features [N, ...]."""
-        rows = self.inputs.rows(text, numeric)
+        rows = self.inputs.rows(csr_matrix(text), numeric)
         passes = [forward(member, self.basis, rows).masses for member in self.members]
         return np.asarray(np.mean(passes, axis=0), dtype=np.float32)
 
     def gate(self, text: Float32, numeric: Float32) -> Float32:
         """Share of each family, float32[N, M]."""
-        rows = self.inputs.rows(text, numeric)
+        rows = self.inputs.rows(csr_matrix(text), numeric)
         return np.asarray(np.mean([forward(m, self.basis, rows).gate for m in self.members], axis=0))
 
     def graph(self) -> onnx.ModelProto:
