@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -19,9 +19,11 @@ from paceline_router.config import RouterConfig
 from paceline_router.dispatch import Dispatcher
 from paceline_router.durability import Durability
 from paceline_router.fleet import Fleet
+from paceline_router.forecast_link import ForecastLink, described
 from paceline_router.ledger import Ledger, duplicate
 from paceline_router.lifecycle import Lifecycle
-from paceline_router.predictor_link import PredictorLink, length_query
+from paceline_router.outcomes import length_query
+from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.request import Arrival, LiveRequest
 from paceline_router.slo_defaults import default_slo
@@ -57,6 +59,7 @@ class Admission:
         lifecycle: Lifecycle,
         durability: Durability,
         predictor: PredictorLink,
+        forecasts: ForecastLink,
         tasks: TaskBook,
         sizes: PromptSizes,
         store: KnownRequests | None,
@@ -69,6 +72,7 @@ class Admission:
         self._lifecycle = lifecycle
         self._durability = durability
         self._predictor = predictor
+        self._forecasts = forecasts
         self._tasks = tasks
         self._sizes = sizes
         self._store = store
@@ -180,39 +184,57 @@ class Admission:
         self._check_context(request)
         request.max_tokens = request.spec.max_tokens or self._default_max_tokens(request)
         request.spec.max_tokens = request.max_tokens
+        graph = None
+        if slo is not None and slo.slo_class is SloClass.TASK:
+            graph = self._tasks.arriving(request, slo.task_id)
         query = length_query(request)
         follows = (slo is not None or given.streaming) and self._predictor.answers
         if follows and self._fleet.idle(request.spec.model):
             # Nothing waits anywhere, so the estimate decides nothing yet: it may follow the request.
             request.estimate = self._predictor.own(query, source="router")
-            self._refine(request, query)
-            predicted = None
+            self._follow(self._refine(request, query))
+            if graph is not None:
+                self._follow(self._forecast(request, graph))
+            predicted = forecast = None
         else:
             predicted = asyncio.create_task(self._predictor.estimate(query))
+            forecast = asyncio.create_task(self._forecast(request, graph)) if graph is not None else None
         # An id of the client's may have been used before this life. Asked at the same time as the predictor.
         if given.request_id and await self._known_to_store(request.request_id):
             raise duplicate(request.request_id)
         if predicted is not None:
             request.estimate = await predicted
+        if forecast is not None:
+            await forecast
         if request.ended:
             return
         self._set_slo(request, given, slo)
         await self._durability.admit(request)
 
-    def _refine(self, request: LiveRequest, query: predictor_pb2.LengthQuery) -> None:
-        """Ask the predictor, and let the scheduler know when it has answered."""
-
-        async def ask() -> None:
-            estimate = await self._predictor.estimate(query)
-            if request.ended or estimate.source == "fallback":
-                return
-            request.estimate = estimate
-            if request.attempt is not None:
-                request.attempt.engine.link.reestimate(request.attempt.key, estimate.message)
-
-        task = asyncio.create_task(ask(), name="refine")
+    def _follow(self, work: Coroutine[None, None, None]) -> None:
+        """What the request does not wait for."""
+        task = asyncio.create_task(work, name="refine")
         self._refining.add(task)
         task.add_done_callback(self._refining.discard)
+
+    async def _refine(self, request: LiveRequest, query: predictor_pb2.LengthQuery) -> None:
+        """Ask the predictor, and let the scheduler know when it has answered."""
+        estimate = await self._predictor.estimate(query)
+        if request.ended or estimate.source == "fallback":
+            return
+        request.estimate = estimate
+        if request.attempt is not None and request.revised is None:
+            request.attempt.engine.link.reestimate(request.attempt.key, estimate.message)
+
+    async def _forecast(self, request: LiveRequest, graph: predictor_pb2.TaskGraph) -> None:
+        """Ask what the task still needs; the scheduler hears of it with the attempt, or after it."""
+        forecast = await self._forecasts.forecast(graph)
+        if forecast is None or request.ended:
+            return
+        request.forecast = forecast
+        request.note(self._clock.now_ms(), "forecast", described(forecast))
+        if request.attempt is not None:
+            request.attempt.engine.link.reestimate(request.attempt.key, forecast=forecast)
 
     async def _render(self, request: LiveRequest, given: generation_pb2.GenerationSpec) -> None:
         kind = given.WhichOneof("input")

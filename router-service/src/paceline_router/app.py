@@ -25,6 +25,7 @@ from paceline_router.durability import Durability
 from paceline_router.fallback_lengths import FallbackHistograms
 from paceline_router.fleet import Fleet
 from paceline_router.fleet_control import FleetControl
+from paceline_router.forecast_link import ForecastLink
 from paceline_router.intake import Intake
 from paceline_router.lease import RouterLease
 from paceline_router.ledger import Ledger, Retention, duplicate
@@ -35,6 +36,7 @@ from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.queries import Queries
 from paceline_router.readers import Readers
+from paceline_router.repredict import Repredictor
 from paceline_router.request import LiveRequest
 from paceline_router.scheduler_link import LinkSettings, SchedulerLink
 from paceline_router.service import FleetService, RouterService
@@ -123,8 +125,9 @@ class RouterApp:
         self.dispatcher = Dispatcher(
             self.ledger, self.fleet, placer, self.durability, clock, config.window_tokens
         )
-        predictor = self._predictor_link(clock)
+        predictor, forecasts = self._predictor_links(clock)
         self._exits.push_async_callback(predictor.close)
+        self._exits.push_async_callback(forecasts.close)
         sizes = PromptSizes()
         tasks = TaskBook(
             self.durability,
@@ -134,6 +137,7 @@ class RouterApp:
             idle_ttl_s=config.task_idle_ttl_s,
             max_tasks=config.max_tasks,
         )
+        tasks.on_outcome = predictor.observe_task
         lifecycle = Lifecycle(
             self.ledger,
             self.fleet,
@@ -208,6 +212,7 @@ class RouterApp:
             lifecycle,
             self.durability,
             predictor,
+            forecasts,
             tasks,
             sizes,
             store,
@@ -244,6 +249,8 @@ class RouterApp:
             config.leave_out_after_ms,
         )
 
+        repredictor = Repredictor(self.ledger, predictor, instruments, clock, config.repredict_every_tokens)
+
         await _restore_tasks(store, config.router_id, tasks)
         await self.adoption.load(store, config.router_id)
         self._exits.push_async_callback(self.fleet_control.close)
@@ -253,6 +260,7 @@ class RouterApp:
         self._run(gauges.run(), "gauges")
         self._run(self.durability.run(), "checkpoints")
         self._run(predictor.run(), "outcomes")
+        self._run(repredictor.run(), "repredictions")
         self._run(self.fleet_control.run_dns(), "dns")
         self._run(self.adoption.run(self.fleet_control.answered), "adoption")
         if store is not None:
@@ -278,15 +286,17 @@ class RouterApp:
     def _dial(self, endpoint: str) -> grpc.aio.Channel:
         return channel(endpoint, self._config.router.channel, tls=self._config.tls)
 
-    def _predictor_link(self, clock: SystemClock) -> PredictorLink:
+    def _predictor_links(self, clock: SystemClock) -> tuple[PredictorLink, ForecastLink]:
         config = self._config.router
         stub = None
         if config.predictor:
             predictor_channel = self._dial(config.predictor)
             self._exits.push_async_callback(predictor_channel.close)
             stub = predictor_pb2_grpc.PredictorServiceStub(predictor_channel)
-        return PredictorLink(
-            stub, FallbackHistograms(), self._telemetry.instruments, clock, config.predictor_timeout_ms
+        instruments, timeout_ms = self._telemetry.instruments, config.predictor_timeout_ms
+        return (
+            PredictorLink(stub, FallbackHistograms(), instruments, clock, timeout_ms),
+            ForecastLink(stub, instruments, clock, timeout_ms),
         )
 
     async def _open_store(self) -> Store | None:

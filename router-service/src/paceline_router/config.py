@@ -56,6 +56,8 @@ class RouterConfig(ConfigModel):
     """Predictor to ask for lengths; empty: the router's own quantiles."""
     predictor_timeout_ms: float = Field(default=50.0, gt=0)
     """Longest wait for a prediction, milliseconds; then the fallback answers."""
+    repredict_every_tokens: int = Field(default=50, ge=0)
+    """Output tokens after which the length of a running request is predicted anew; 0: never."""
     placement: str = "least-predicted"
     """Placement policy: round-robin, least-request or least-predicted."""
     placement_params: dict[str, Any] = Field(default_factory=dict)

@@ -152,8 +152,10 @@ class Dispatcher:
             context=self.context(request, attempt).SerializeToString(),
             prefix_hashes=prefix_hashes(request.text, cache_salt(request).encode()),
         )
-        if request.estimate is not None:
-            submit.estimate.CopyFrom(request.estimate.message)
+        if (estimate := request.latest_estimate) is not None:
+            submit.estimate.CopyFrom(estimate.message)
+        if request.forecast is not None:
+            submit.task_forecast.CopyFrom(request.forecast)
         if request.slo.slo_class is SloClass.TASK:
             submit.task_call_budget_ms = max(request.budget_ms - elapsed_ms, 1.0)
         return submit

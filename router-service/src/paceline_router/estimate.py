@@ -1,5 +1,6 @@
 """A length estimate with what the router reads from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +28,21 @@ class Estimate:
             float(lengths.quantile(cdf, 0.5, none, limit)[0]),
             float(lengths.quantile(cdf, 0.9, none, limit)[0]),
         )
+
+    @classmethod
+    def many(
+        cls, messages: Sequence[estimate_pb2.LengthEstimate], max_tokens: Sequence[int]
+    ) -> "list[Estimate] | None":
+        """The same for a batch, in one go; None when any of them is not a distribution."""
+        try:
+            rows = np.array([message.probabilities for message in messages], dtype=np.float64)
+            cdf = lengths.cdf_from_probabilities(rows)
+        except ValueError:
+            return None
+        limit, none = np.array(max_tokens, dtype=np.float64), np.zeros(len(messages))
+        p50 = lengths.quantile(cdf, 0.5, none, limit).tolist()
+        p90 = lengths.quantile(cdf, 0.9, none, limit).tolist()
+        return [cls(*values) for values in zip(messages, p50, p90, strict=True)]
 
     @property
     def source(self) -> str:

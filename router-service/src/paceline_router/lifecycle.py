@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 
 from paceline.common.v1 import attempt_pb2
-from paceline.predictor.v1 import predictor_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_router.attempt import Attempt
 from paceline_router.clock import Clock
@@ -12,7 +11,8 @@ from paceline_router.dispatch import Dispatcher
 from paceline_router.durability import Durability
 from paceline_router.fleet import Fleet
 from paceline_router.ledger import Ledger
-from paceline_router.predictor_link import PredictorLink, length_query
+from paceline_router.outcomes import arrival_outcome, checkpoint_outcome
+from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.replay import Loss, judge
 from paceline_router.request import LiveRequest
@@ -280,14 +280,11 @@ class Lifecycle:
         if request.accepted is None:
             return
         by_itself = state is State.FINISHED and finish_reason != _F.FINISH_REASON_LENGTH
-        self._predictor.observe(
-            predictor_pb2.LengthOutcome(
-                query=length_query(request),
-                output_tokens=request.output.count,
-                censored=not by_itself,
-                estimate=None if request.estimate is None else request.estimate.message,
-            )
-        )
+        self._predictor.observe(arrival_outcome(request, censored=not by_itself))
+        if self._predictor.configured:
+            further = checkpoint_outcome(request, censored=not by_itself)
+            if further is not None:
+                self._predictor.observe(further)
 
     def _count(self, request: LiveRequest, state: State) -> None:
         model, slo_class = request.spec.model, CLASS_NAMES[request.slo.slo_class]

@@ -38,6 +38,11 @@ class Output:
             return len(self.text)
         return int(np.frombuffer(bytes(self.lengths[: index * _WORD]), "<u4").sum())
 
+    def text_before(self, index: int, most_bytes: int) -> bytes:
+        """The end of the text as it was when tokens 0..index-1 were out; its first character may be cut."""
+        end = self.text_offset(index)
+        return bytes(self.text[max(end - most_bytes, 0) : end])
+
     def span(self, first: int, last: int, text_from: int) -> tuple[bytes, bytes, bytes]:
         """Ids, lengths and text of tokens first..last-1, when the text of `first` begins at byte `text_from`."""
         lengths = bytes(self.lengths[first * _WORD : last * _WORD])

@@ -68,11 +68,12 @@ class Placer:
 
     def view_of(self, request: LiveRequest) -> RequestView:
         """A live request in numbers. The engine that is to lose it is left out as a whole while it drains."""
+        estimate = request.latest_estimate
         return RequestView(
             model=request.spec.model,
             prompt_tokens=request.prompt_tokens,
             max_tokens=request.max_tokens,
-            length_cdf=_UNKNOWN_LENGTH if request.estimate is None else request.estimate.cdf,
+            length_cdf=_UNKNOWN_LENGTH if estimate is None else estimate.cdf,
             slo=request.slo,
             elapsed_ms=self._clock.now_ms() - request.arrival.ms,
             replayed_tokens=request.output.count,

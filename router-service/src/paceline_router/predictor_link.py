@@ -1,10 +1,10 @@
 """Length estimates: from the predictor, in micro-batches, or from the router's own quantiles when it does not
-answer."""
+answer. And what the predictor learns from."""
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
 import grpc
@@ -13,37 +13,22 @@ from paceline.common.v1 import estimate_pb2
 from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
 from paceline_router.clock import Clock
 from paceline_router.estimate import Estimate
-from paceline_router.request import LiveRequest
+from paceline_router.micro_batch import MicroBatch
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import PREDICTIONS
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH: Final = 256
-_PART_BYTES: Final = 2048
 MAX_OUTCOMES: Final = 10_000
+MAX_TASK_OUTCOMES: Final = 1_000
+_TASKS_A_MESSAGE: Final = 32
 OBSERVE_INTERVAL_S: Final = 1.0
 REST_MS: Final = 1000.0
 """After a failure the predictor is left alone for this long, so that not every request waits for its time-
 out."""
-
-
-def length_query(request: LiveRequest) -> predictor_pb2.LengthQuery:
-    """What the predictor is asked about a request at its arrival, and learns from at its end."""
-    spec, text = request.spec, request.text
-    return predictor_pb2.LengthQuery(
-        model=spec.model,
-        app=spec.app,
-        tenant=request.tenant,
-        prompt_head=text[:_PART_BYTES].decode(errors="ignore"),
-        prompt_tail=text[-_PART_BYTES:].decode(errors="ignore") if len(text) > _PART_BYTES else "",
-        prompt_tokens=request.prompt_tokens,
-        max_tokens=request.max_tokens,
-        temperature=spec.sampling.temperature,
-        turn_index=max(request.turn_index, 0),
-        has_tools=spec.has_tools,
-        wants_json=spec.wants_json,
-    )
+_REVISION_TIMEOUT_S: Final = 1.0
+"""Nobody waits for a revision."""
 
 
 class FallbackLengths(Protocol):
@@ -75,17 +60,22 @@ class PredictorLink:
         self._clock = clock
         self._timeout_s = timeout_ms / 1000
         self._rest_until_ms = 0.0
-        self._queue: list[
-            tuple[predictor_pb2.LengthQuery, asyncio.Future[estimate_pb2.LengthEstimate | None]]
-        ] = []
-        self._batches: set[asyncio.Task[None]] = set()
+        self._questions: MicroBatch[predictor_pb2.LengthQuery, estimate_pb2.LengthEstimate] = MicroBatch(
+            self._ask, MAX_BATCH
+        )
         self._outcomes: deque[predictor_pb2.LengthOutcome] = deque()
+        self._tasks: deque[predictor_pb2.TaskOutcome] = deque()
         self.outcomes_dropped = 0
 
     @property
     def degraded(self) -> bool:
         """True while the predictor is configured and does not answer."""
         return self._stub is not None and self._clock.now_ms() < self._rest_until_ms
+
+    @property
+    def configured(self) -> bool:
+        """True if there is a predictor at all."""
+        return self._stub is not None
 
     @property
     def answers(self) -> bool:
@@ -96,7 +86,7 @@ class PredictorLink:
         """A length estimate; never fails, never takes longer than the time-out."""
         message: estimate_pb2.LengthEstimate | None = None
         if self.answers:
-            message = await self._ask(query)
+            message = await self._questions.ask(query)
         if message is not None:
             try:
                 estimate = Estimate.of(message, query.max_tokens)
@@ -110,6 +100,23 @@ class PredictorLink:
         self._instruments.add(PREDICTIONS, source="fallback")
         return self.own(query)
 
+    async def revise(
+        self, queries: Sequence[predictor_pb2.LengthQuery]
+    ) -> Sequence[estimate_pb2.LengthEstimate] | None:
+        """Estimates for requests under way, in order; None when there are none to be had.
+
+        A failure here does not rest the predictor: a slow large batch says nothing about single questions.
+        """
+        if self._stub is None or self.degraded:
+            return None
+        try:
+            request = predictor_pb2.PredictLengthRequest(queries=queries)
+            response = await self._stub.PredictLength(request, timeout=_REVISION_TIMEOUT_S)
+        except grpc.RpcError as error:
+            log.info("estimates were not revised", extra={"cause": str(error.code())})
+            return None
+        return response.estimates if len(response.estimates) == len(queries) else None
+
     def own(self, query: predictor_pb2.LengthQuery, source: str = "fallback") -> Estimate:
         """What the router knows by itself, at once. `source` says why it was asked."""
         message = self._fallback.estimate(query.model, query.app)
@@ -117,11 +124,15 @@ class PredictorLink:
         return Estimate.of(message, query.max_tokens)
 
     def observe(self, outcome: predictor_pb2.LengthOutcome) -> None:
-        """A request ended; the fallback learns at once, the predictor in the next batch."""
+        """A request ended; the fallback learns at once, the predictor in the next batch.
+
+        Of an outcome at a checkpoint (`query.generated_tokens` set) the predictor alone learns.
+        """
         if outcome.censored and not outcome.output_tokens:
             return  # cut before its first token: says nothing about lengths
         query = outcome.query
-        self._fallback.learn(query.model, query.app, outcome.output_tokens, outcome.censored)
+        if not query.generated_tokens:
+            self._fallback.learn(query.model, query.app, outcome.output_tokens, outcome.censored)
         if self._stub is None:
             return
         if len(self._outcomes) >= MAX_OUTCOMES:
@@ -129,66 +140,50 @@ class PredictorLink:
             return
         self._outcomes.append(outcome)
 
+    def observe_task(self, outcome: predictor_pb2.TaskOutcome) -> None:
+        """A task ended; the predictor hears of it in the next batch."""
+        if self._stub is None:
+            return
+        if len(self._tasks) >= MAX_TASK_OUTCOMES:
+            self.outcomes_dropped += 1
+            return
+        self._tasks.append(outcome)
+
     async def run(self) -> None:
         """Send outcomes until cancelled."""
         while self._stub is not None:
             await asyncio.sleep(OBSERVE_INTERVAL_S)
-            if self._outcomes and not self.degraded:
+            if (self._outcomes or self._tasks) and not self.degraded:
                 await self._send_outcomes(self._stub)
 
     async def close(self) -> None:
         """Cancel what is being asked."""
-        for task in self._batches:
-            task.cancel()
-        if self._batches:
-            await asyncio.wait(self._batches)
+        await self._questions.close()
 
-    async def _ask(self, query: predictor_pb2.LengthQuery) -> estimate_pb2.LengthEstimate | None:
-        answer: asyncio.Future[estimate_pb2.LengthEstimate | None] = (
-            asyncio.get_running_loop().create_future()
-        )
-        if not self._queue:
-            # Whoever else asks in this turn of the loop joins the batch.
-            asyncio.get_running_loop().call_soon(self._send_batches)
-        self._queue.append((query, answer))
-        return await answer
-
-    def _send_batches(self) -> None:
-        queue, self._queue = self._queue, []
-        for start in range(0, len(queue), MAX_BATCH):
-            task = asyncio.create_task(self._answer(queue[start : start + MAX_BATCH]))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
-
-    async def _answer(
-        self,
-        batch: list[tuple[predictor_pb2.LengthQuery, asyncio.Future[estimate_pb2.LengthEstimate | None]]],
-    ) -> None:
-        estimates: list[estimate_pb2.LengthEstimate | None] = [None] * len(batch)
+    async def _ask(
+        self, queries: Sequence[predictor_pb2.LengthQuery]
+    ) -> Sequence[estimate_pb2.LengthEstimate] | None:
         assert self._stub is not None
         try:
-            request = predictor_pb2.PredictLengthRequest(queries=[query for query, _ in batch])
+            request = predictor_pb2.PredictLengthRequest(queries=queries)
             response = await self._stub.PredictLength(request, timeout=self._timeout_s)
-            if len(response.estimates) == len(batch):
-                estimates = list(response.estimates)
         except grpc.RpcError as error:
             self._rest(error)
-        finally:
-            for (_, answer), estimate in zip(batch, estimates, strict=True):
-                if not answer.done():
-                    answer.set_result(estimate)
+            return None
+        return response.estimates
 
     async def _send_outcomes(self, stub: predictor_pb2_grpc.PredictorServiceStub) -> None:
-        batch = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
+        lengths = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
+        tasks = [self._tasks.popleft() for _ in range(min(_TASKS_A_MESSAGE, len(self._tasks)))]
 
         async def one() -> AsyncIterator[predictor_pb2.ObserveRequest]:
-            yield predictor_pb2.ObserveRequest(lengths=batch)
+            yield predictor_pb2.ObserveRequest(lengths=lengths, tasks=tasks)
 
         try:
             await stub.Observe(one(), timeout=2.0)
         except grpc.RpcError as error:
             self._rest(error)
-            self.outcomes_dropped += len(batch)
+            self.outcomes_dropped += len(lengths) + len(tasks)
 
     def _rest(self, error: grpc.RpcError) -> None:
         if not self.degraded:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import Span
 
+from paceline.common.v1 import estimate_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_core.slo import Slo
 from paceline_router.attempt import Attempt
@@ -36,7 +37,9 @@ class LiveRequest:
     (rendered, UTF-8) or `prompt_ids` (little-endian int32; known for text too once an engine has accepted
     it). `released` is how many tokens readers may have: all of them, except that `sync` durability holds back
     what is not committed. `budget_ms` is the deadline from this request's arrival (deadline and task
-    classes). `recorded`: its row in the store is its own. Times are the router's monotonic milliseconds.
+    classes). `estimate` was made at arrival, `revised` is the newest one made since, when `repredicted` times the
+    configured number of tokens were out. `forecast`: what its task still needs, as known at arrival.
+    `recorded`: its row in the store is its own. Times are the router's monotonic milliseconds.
     """
 
     __slots__ = (
@@ -56,6 +59,7 @@ class LiveRequest:
         "events",
         "excluded",
         "finished",
+        "forecast",
         "isolate_until",
         "max_tokens",
         "max_wait_ms",
@@ -67,12 +71,15 @@ class LiveRequest:
         "prompt_tokens",
         "recorded",
         "released",
+        "repredicted",
         "request_id",
+        "revised",
         "slo",
         "span",
         "spec",
         "state",
         "task_id",
+        "task_stage",
         "tenant",
         "text",
         "timeline",
@@ -102,6 +109,10 @@ class LiveRequest:
         self.task_id = slo.task_id
         self.turn_index = 0
         self.estimate: Estimate | None = None
+        self.revised: Estimate | None = None
+        self.repredicted = 0
+        self.task_stage = 0
+        self.forecast: estimate_pb2.TaskForecast | None = None
         self.predicted_e2e_ms = 0.0
         self.state = State.ACCEPTED
         self.attempts: list[Attempt] = []
@@ -131,6 +142,11 @@ class LiveRequest:
     def ended(self) -> bool:
         """True in an end state."""
         return self.state in ENDS
+
+    @property
+    def latest_estimate(self) -> Estimate | None:
+        """What is known best of its length now."""
+        return self.revised or self.estimate
 
     @property
     def attempts_made(self) -> int:

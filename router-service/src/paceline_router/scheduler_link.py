@@ -89,7 +89,7 @@ class SchedulerLink:
         self._releases: list[int] = []
         self._credits: dict[int, int] = {}
         self._republishes: dict[int, int] = {}
-        self._reestimates: dict[int, estimate_pb2.LengthEstimate] = {}
+        self._reestimates: dict[int, scheduler_pb2.Reestimate] = {}
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
 
@@ -125,10 +125,19 @@ class SchedulerLink:
             self._credits[key] = token_limit
             self._wake.set()
 
-    def reestimate(self, key: int, estimate: estimate_pb2.LengthEstimate) -> None:
-        """Plan an attempt by a better estimate."""
+    def reestimate(
+        self,
+        key: int,
+        estimate: estimate_pb2.LengthEstimate | None = None,
+        forecast: estimate_pb2.TaskForecast | None = None,
+    ) -> None:
+        """Plan an attempt by a better estimate, or by what its task still needs."""
         if self.open:
-            self._reestimates[key] = estimate
+            known = self._reestimates.setdefault(key, scheduler_pb2.Reestimate(attempt_key=key))
+            if estimate is not None:
+                known.estimate.CopyFrom(estimate)
+            if forecast is not None:
+                known.task_forecast.CopyFrom(forecast)
             self._wake.set()
 
     def republish(self, key: int, from_index: int) -> None:
@@ -261,9 +270,7 @@ class SchedulerLink:
             republishes=[
                 attempt_pb2.Republish(attempt_key=k, from_index=i) for k, i in self._republishes.items()
             ],
-            reestimates=[
-                scheduler_pb2.Reestimate(attempt_key=k, estimate=e) for k, e in self._reestimates.items()
-            ],
+            reestimates=self._reestimates.values(),
         )
         self._clear()
         return commands

@@ -134,7 +134,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def EndTask(self, request: router_pb2.EndTaskRequest, context: Any) -> router_pb2.EndTaskResponse:
         """Ends a task; a cancelled one takes its live calls with it."""
-        task, end = self._tasks.end(request.task_id, self._scope())
+        task, end = self._tasks.end(request.task_id, self._scope(), cancelled=request.cancelled)
         if request.cancelled:
             for call in list(task.live):
                 self._lifecycle.cancel(call, "its task was cancelled")

@@ -4,13 +4,16 @@ import json
 import logging
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from paceline.predictor.v1 import predictor_pb2
 from paceline_core.slo import SloClass
 from paceline_router.clock import Clock
 from paceline_router.durability import Durability
 from paceline_router.request import LiveRequest
+from paceline_router.task_graph import CallGraph, CallNode
 from paceline_runtime.errors import PacelineError, Reason, invalid
 from paceline_store.rows import StoredTask, TaskCallRow, TaskRow
 
@@ -18,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _MAX_ENDED: Final = 10_000
 """Ended tasks whose result is kept for an EndTask that comes late."""
+_MAX_GRAPH_CALLS: Final = 200_000
+"""Calls in the graphs of all open tasks; over it new tasks are neither forecast nor learned from."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +41,7 @@ class Task:
     last_end_ms: float = 0.0
     ending: bool = False
     live: set[LiveRequest] = field(default_factory=set)
+    graph: CallGraph = field(default_factory=CallGraph)
 
     @property
     def deadline_ms(self) -> float:
@@ -73,6 +79,8 @@ class TaskBook:
         self._max_tasks = max_tasks
         self._open: dict[str, Task] = {}
         self._ended: OrderedDict[str, tuple[Task, TaskEnd]] = OrderedDict()
+        self._graph_calls = 0
+        self.on_outcome: Callable[[predictor_pb2.TaskOutcome], None] = lambda outcome: None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -103,6 +111,21 @@ class TaskBook:
         self._write(task, None)
         return task
 
+    def arriving(self, request: LiveRequest, task_id: str) -> predictor_pb2.TaskGraph | None:
+        """The task with a call that is about to join it, and that call's stage set; None when it is not known whole."""
+        task = self._open.get(task_id)
+        if task is None:
+            graph, app = CallGraph(known=self._graph_calls < _MAX_GRAPH_CALLS), request.spec.app
+        elif task.tenant == request.tenant:
+            graph, app = task.graph, task.app or request.spec.app
+        else:
+            return None
+        if not graph.known:
+            return None
+        node = _placed(graph, request)
+        request.task_stage = node.stage
+        return graph.message(task_id, app, node)
+
     def join(self, request: LiveRequest, declared_e2e_ms: float) -> Task:
         """A call of a task arrived; the first one of an unknown task begins it. Raises PERMISSION_DENIED."""
         task = self._open.get(request.task_id)
@@ -115,6 +138,7 @@ class TaskBook:
         task.live.add(request)
         task.calls += 1
         task.active_ms = self._clock.now_ms()
+        self._add_to_graph(task, request)
         declared = request.spec.slo.task
         self._durability.put(
             TaskCallRow(
@@ -134,6 +158,7 @@ class TaskBook:
             row.task_id, row.tenant, row.app, row.e2e_ms, began_ms, row.began_unix_ms, active_ms=now_ms
         )
         task.calls, task.last_end_ms = len(stored.calls), now_ms
+        task.graph = CallGraph(known=False)
         self._open[row.task_id] = task
 
     def rejoin(self, request: LiveRequest) -> None:
@@ -151,15 +176,18 @@ class TaskBook:
             return
         task.live.discard(request)
         task.active_ms = task.last_end_ms = self._clock.now_ms()
+        before = len(task.graph)
+        task.graph.ended(request, task.last_end_ms)
+        self._graph_calls += len(task.graph) - before
         task.missed |= not attained
         if request.slo.task_final:
             task.ending = True
         if task.ending and not task.live:
             self._end(task)
 
-    def end(self, task_id: str, tenant: str) -> tuple[Task, TaskEnd]:
-        """End a task now, or read how it ended. Live calls count as missed. Raises NOT_FOUND,
-        PERMISSION_DENIED."""
+    def end(self, task_id: str, tenant: str, *, cancelled: bool = False) -> tuple[Task, TaskEnd]:
+        """End a task now, or read how it ended. Live calls count as missed. `cancelled`: its client gave it up.
+        Raises NOT_FOUND, PERMISSION_DENIED."""
         task = self._open.get(task_id)
         ended = self._ended.get(task_id)
         if task is None and ended is not None:
@@ -170,7 +198,7 @@ class TaskBook:
             )
         if tenant and task.tenant != tenant:
             raise PacelineError(Reason.PERMISSION_DENIED, f"task {task_id!r} belongs to another tenant")
-        return ended if ended is not None and task is ended[0] else (task, self._end(task))
+        return ended if ended is not None and task is ended[0] else (task, self._end(task, cancelled))
 
     def expire(self) -> None:
         """End tasks that were idle for too long."""
@@ -179,8 +207,29 @@ class TaskBook:
             log.info("a task ended by itself: idle", extra={"task_id": task.task_id, "calls": task.calls})
             self._end(task)
 
-    def _end(self, task: Task) -> TaskEnd:
+    def _add_to_graph(self, task: Task, request: LiveRequest) -> None:
+        before = len(task.graph)
+        if not before and self._graph_calls >= _MAX_GRAPH_CALLS:
+            task.graph.give_up()
+        task.graph.add(_placed(task.graph, request))
+        self._graph_calls += len(task.graph) - before
+
+    def _tell(self, task: Task, cancelled: bool) -> None:
+        """Let the predictor learn from a task that ended."""
+        graph = task.graph
+        self._graph_calls -= len(graph)
+        if graph.known and len(graph):
+            self.on_outcome(
+                predictor_pb2.TaskOutcome(
+                    graph=graph.message(task.task_id, task.app),
+                    completed=graph.well and not task.live and not cancelled,
+                )
+            )
+        graph.give_up()
+
+    def _end(self, task: Task, cancelled: bool = False) -> TaskEnd:
         del self._open[task.task_id]
+        self._tell(task, cancelled)
         elapsed_ms = max(task.last_end_ms - task.began_ms, 0.0)
         attained = bool(task.calls) and not task.live and not task.missed and elapsed_ms <= task.e2e_ms
         self._write(task, attained)
@@ -204,3 +253,8 @@ class TaskBook:
                 router_id=self._router_id,
             )
         )
+
+
+def _placed(graph: CallGraph, request: LiveRequest) -> CallNode:
+    declared = request.spec.slo.task
+    return graph.place(request, declared.parent_request_ids, declared.stage or request.spec.model)
