@@ -79,6 +79,10 @@ def lognormal(seed: int, n: int, median: float, sigma: float) -> list[int]:
     return [max(1, round(x)) for x in np.random.default_rng(seed).lognormal(np.log(median), sigma, n)]
 
 
+def damage(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:1000])
+
+
 async def test_answers_come_from_the_file_and_say_so(stub: Stub) -> None:
     first, second = await ask(stub, query(), query("x" * 50, prompt_tokens=500))
     assert (first.source, first.model_version) == ("qrf", "tiny-1")
@@ -153,7 +157,7 @@ async def test_a_reload_under_load_drops_no_call(stub: Stub, file: Path) -> None
         assert (await stub.ReloadModels(pb.ReloadModelsRequest())).models[0].version == "tiny-2"
         (now,) = await ask(stub, query())
         assert (now.model_version, now.source) == ("tiny-2", "mixture")
-        file.write_bytes(file.read_bytes()[:1000])
+        damage(file)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ReloadModels(pb.ReloadModelsRequest())
         error = from_rpc_error(caught.value)

@@ -92,7 +92,10 @@ def tried(module: str, content: bytes, timeout_s: float = TRIAL_TIMEOUT_S) -> No
         raise ModelFileError(f"the graph ends the process that runs it (signal {-verdict.returncode})")
     if verdict.returncode:
         said = verdict.stdout.decode(errors="replace").strip()[:_VERDICT_CHARS]
-        raise ModelFileError(said or f"the trial of the file ended with code {verdict.returncode}")
+        if not said:  # nothing it foresaw: what the interpreter said last
+            lines = verdict.stderr.decode(errors="replace").strip().splitlines()
+            said = f"the trial of the file ended with code {verdict.returncode}: {lines[-1] if lines else ''}"
+        raise ModelFileError(said)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("paceline", "grpcio", "protobuf", "numpy", "xllamacpp", "uvicorn", "uvloop", "SQLAlchemy")
+_PACKAGES = (
+    "paceline",
+    "grpcio",
+    "protobuf",
+    "numpy",
+    "onnxruntime",
+    "xllamacpp",
+    "uvicorn",
+    "uvloop",
+    "SQLAlchemy",
+)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -103,6 +103,53 @@ def relay(
     print("CPU, cores: " + ", ".join(f"{name} {cores:.2f}" for name, cores in result["cpu_cores"].items()))
 
 
+@app.command("predictor")
+def predictor(
+    seed: Annotated[int, typer.Option(help="Chooses the questions.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="Seconds of single questions at a fixed rate.")
+    ] = 8.0,
+    rate: Annotated[float, typer.Option(min=1, help="Single questions a second over gRPC.")] = 1000.0,
+    length_model: Annotated[
+        str, typer.Option(help="ONNX file, `none`, or empty for the one that ships.")
+    ] = "",
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a length prediction costs: in process, refined in a caller, and over gRPC.
+
+    Leave the machine alone meanwhile.
+
+    Example: paceline bench predictor --json
+    """
+    from paceline_cli.bench.predictor import bench_predictor
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.predictor import PredictorPlan
+    from paceline_lab.bench.predictor_calls import PredictorBenchError, run_fast
+
+    plan = PredictorPlan(seed=seed, open_loop_s=seconds, rate_per_s=rate, batched_s=min(5.0, seconds))
+    try:
+        result = run_fast(bench_predictor(plan, length_model, tuple(sets or ()), _say))
+    except PredictorBenchError as error:
+        raise CommandError(f"the run is void: {error}") from None
+    if as_json:
+        print_json(result)
+        return
+    print(f"model: {result['model_kind']} {result['model_version']}, {result['model_bytes']} bytes")
+    for name, label in (("single", "one question"), ("batch64", "64 questions")):
+        p50, p99 = result[f"{name}_ms_p50"], result[f"{name}_ms_p99"]
+        print(f"in process, {label}: P50 {p50:.3f} ms, P99 {p99:.3f} ms")
+    print(
+        f"refinement in a caller: 256 requests {result['refine_256_ms_p50']:.3f} ms, "
+        f"10,000 requests {result['refine_10k_ms_p50']:.3f} ms"
+    )
+    print(
+        f"over gRPC: {result['grpc_qps']:.0f}/s single, P50 {result['grpc_ms_p50']:.2f} ms, "
+        f"P99 {result['grpc_ms_p99']:.2f} ms; {result['grpc_batched_qps']:.0f}/s in calls of 64; "
+        f"{result['service_rss_mb']:.0f} MB resident"
+    )
+
+
 def _print_line(result: dict[str, Any]) -> None:
     for name, value in result["ttft_ms"].items():
         print(f"TTFT {name:14s} P50 {value['p50']:7.2f} ms")
