@@ -22,11 +22,11 @@ class Estimate:
     def of(cls, message: estimate_pb2.LengthEstimate, max_tokens: int) -> "Estimate":
         """Raises ValueError when the bins are not a distribution."""
         cdf = lengths.cdf_from_probabilities(np.array(message.probabilities, dtype=np.float64))
-        limit, none = np.array([float(max_tokens)]), np.zeros(1)
+        limit, out = np.array([float(max_tokens)]), np.array([float(message.generated_tokens)])
         return cls(
             message,
-            float(lengths.quantile(cdf, 0.5, none, limit)[0]),
-            float(lengths.quantile(cdf, 0.9, none, limit)[0]),
+            float(lengths.quantile(cdf, 0.5, out, limit)[0]),
+            float(lengths.quantile(cdf, 0.9, out, limit)[0]),
         )
 
     @classmethod
@@ -39,9 +39,10 @@ class Estimate:
             cdf = lengths.cdf_from_probabilities(rows)
         except ValueError:
             return None
-        limit, none = np.array(max_tokens, dtype=np.float64), np.zeros(len(messages))
-        p50 = lengths.quantile(cdf, 0.5, none, limit).tolist()
-        p90 = lengths.quantile(cdf, 0.9, none, limit).tolist()
+        limit = np.array(max_tokens, dtype=np.float64)
+        out = np.array([message.generated_tokens for message in messages], dtype=np.float64)
+        p50 = lengths.quantile(cdf, 0.5, out, limit).tolist()
+        p90 = lengths.quantile(cdf, 0.9, out, limit).tolist()
         return [cls(*values) for values in zip(messages, p50, p90, strict=True)]
 
     @property
