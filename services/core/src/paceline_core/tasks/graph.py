@@ -77,6 +77,14 @@ class Stages:
         """The stages up to `count`."""
         return Stages(*(getattr(self, name)[:count] for name in self.__slots__))
 
+    def begun(self, count: int) -> "Stages":
+        """The stages up to `count` >= 1 as they stood when the last of them had begun and written nothing."""
+        cut = {name: getattr(self, name)[:count].copy() for name in self.__slots__}
+        for name in ("output_tokens", "critical_tokens", "tool_ms"):
+            cut[name][-1] = 0.0
+        cut["ended"][-1] = False
+        return Stages(**cut)
+
 
 def actor_code(names: Sequence[str]) -> int:
     """1..255 for a set of names; 0 when none is known."""

@@ -247,4 +247,9 @@ def _quantile_of_grid(cdf: Floats, levels: Floats) -> Floats:
 
 def _normal_cdf(z: Floats) -> Floats:
     """Standard normal CDF by the logistic curve of Page (1977), error below 2e-4: the graph uses the same."""
-    return 1.0 / (1.0 + np.exp(-2.0 * math.sqrt(2.0 / math.pi) * np.clip(z, -8, 8) * (1 + 0.044715 * np.clip(z, -8, 8) ** 2)))
+    return 1.0 / (
+        1.0
+        + np.exp(
+            -2.0 * math.sqrt(2.0 / math.pi) * np.clip(z, -8, 8) * (1 + 0.044715 * np.clip(z, -8, 8) ** 2)
+        )
+    )

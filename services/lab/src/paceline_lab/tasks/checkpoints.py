@@ -1,10 +1,9 @@
 """Partial tasks cut from finished ones, with what then still came."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline_core.tasks.graph import Stages
 from paceline_lab.tasks.dataset import TaskExample
@@ -43,7 +42,7 @@ def checkpoint(example: TaskExample, number: int, seen: int, running: bool) -> C
         number,
         seen,
         running,
-        _begun(whole.first(seen)) if running else whole.first(seen),
+        whole.begun(seen) if running else whole.first(seen),
         total,
         float(whole.output_tokens[done:].sum()),
         len(whole) - done,
@@ -64,14 +63,3 @@ def checkpoints(
     for seen in at.tolist():
         yield checkpoint(example, number, seen, running=False)
         yield checkpoint(example, number, seen, running=True)
-
-
-def _begun(stages: Stages) -> Stages:
-    """The last stage with prompts and calls, nothing written."""
-    columns: dict[str, NDArray[np.float64]] = {}
-    for name in ("output_tokens", "critical_tokens", "tool_ms"):
-        columns[name] = getattr(stages, name).copy()
-        columns[name][-1] = 0.0
-    ended = stages.ended.copy()
-    ended[-1] = False
-    return replace(stages, ended=ended, **columns)  # type: ignore[arg-type]

@@ -20,6 +20,8 @@ from paceline_core.tasks.params import MAX_SHIFT, MatcherParams
 from paceline_core.tasks.pattern import A, PatternTable, partials, pattern_of, table_of
 from paceline_lab.tasks.checkpoints import Checkpoint, checkpoints
 from paceline_lab.tasks.dataset import TaskExample
+from paceline_lab.tasks.export import matcher
+from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -29,6 +31,12 @@ _BACKGROUND_STAGE_SPREAD = 0.8
 _RECENCIES = (1.0, 0.8)
 _HISTORIES = (0, 1, 3, 10, 30, 10_000)
 _FLOOR = 1e-12
+_SHIPPED = 72
+"""Patterns in the file at most, about."""
+_SHIPPED_FROM = 400
+"""Tasks that they are medoids of."""
+_SHIPPED_WEIGHT = 10.0
+"""Tasks that the patterns of one family stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,37 @@ def fit(
         if found.fun < best_loss:
             best, best_loss = _unpack(found.x, params), float(found.fun)
     return best
+
+
+def build(
+    examples: Sequence[TaskExample],
+    *,
+    seed: int = 0,
+    queries: int = 900,
+    patterns: int = 700,
+    card: dict[str, object] | None = None,
+    progress: Progress | None = None,
+) -> bytes:
+    """A matcher file from these tasks: parameters and shipped patterns. Raises ValueError without tasks."""
+    params = fit(examples, queries=queries, patterns=patterns, seed=seed, progress=progress)
+    return matcher(params, shipped_patterns(examples, seed), card or {})
+
+
+def shipped_patterns(examples: Sequence[TaskExample], seed: int = 0) -> PatternTable:
+    """Medoids of all families alike; what each stands for adds up to the same for every family."""
+    chosen = _balanced(examples, _SHIPPED_FROM, np.random.default_rng(seed))
+    by_family: dict[str, list[TaskExample]] = {}
+    for example in chosen:
+        by_family.setdefault(example.family, []).append(example)
+    tables = []
+    for family in sorted(by_family):
+        library = PatternLibrary(LibraryParams(capacity=max(_SHIPPED // len(by_family), 2)))
+        for example in by_family[family]:
+            library.add(pattern_of(example.app, example.stages), 1.0)
+        table, _ = library.table()
+        share = _SHIPPED_WEIGHT / table.weights.sum()
+        tables.append(PatternTable(table.cells, table.stages, table.apps, table.weights * share))
+    return PatternTable(*(np.concatenate([getattr(t, x) for t in tables]) for x in PatternTable.__slots__))
 
 
 def _balanced(

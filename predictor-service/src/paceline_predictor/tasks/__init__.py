@@ -1,0 +1,1 @@
+"""Forecasts of compound tasks, and patterns learned from those that ended."""

@@ -1,0 +1,210 @@
+"""Task forecasts: what the matcher says of a partial task, with the patterns and the levels learned so far."""
+
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_core.tasks.forecast import StageForecast, TaskForecast
+from paceline_core.tasks.graph import Stages, TaskGraph, app_code, stages_of
+from paceline_core.tasks.pattern import PatternTable, partials, pattern_of
+from paceline_predictor.tasks.levels import RAW_LEVELS, LevelMaps, places
+from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
+from paceline_predictor.tasks.matcher import Matches, TaskMatcher
+
+QUANTILES: Final = (0.1, 0.5, 0.9, 0.95)
+"""Levels of every forecast."""
+_P90: Final = 0.9
+_SCORED_CUTS: Final = 4
+"""Stages of a finished task at whose begin its forecast is scored."""
+_UNLIKE: Final = 0.1
+"""Similarity below which a forecast rests on the application, not on a pattern."""
+_MAGIC = b"PTS1"
+_SIZES = struct.Struct("<II")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutcome:
+    """A task that ended."""
+
+    graph: TaskGraph
+    completed: bool
+    """It ran to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """For people and monitors."""
+
+    version: str
+    observed: int
+    """Tasks learned from while serving."""
+    patterns: int
+    coverage_p90: float
+    """Over all tasks scored while serving; 0: not known yet."""
+
+
+class TaskModel:
+    """Forecasts and learns. May be called from several threads; takes some milliseconds, so from none that is in a hurry."""
+
+    def __init__(
+        self,
+        matcher: TaskMatcher,
+        params: LibraryParams | None = None,
+        *,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        """`clock`: unix seconds."""
+        self.matcher = matcher
+        """May be replaced at any time."""
+        self._params = params or LibraryParams()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._library = PatternLibrary(self._params)
+        self._levels = LevelMaps()
+        self._observed = 0
+        self._held = self._scored = 0.0
+
+    @property
+    def library(self) -> PatternLibrary:
+        """The patterns learned."""
+        return self._library
+
+    def forecast(self, graphs: Sequence[TaskGraph]) -> list[TaskForecast]:
+        """What each task still needs. Raises ModelFileError when the graph fails."""
+        return self.forecast_stages([(graph.app, stages_of(graph)) for graph in graphs])
+
+    def forecast_stages(self, tasks: Sequence[tuple[str, Stages]]) -> list[TaskForecast]:
+        """The same for tasks that are folded into stages already."""
+        if not tasks:
+            return []
+        matcher, wanted = self.matcher, np.array(QUANTILES)
+        batch = partials(tasks)
+        with self._lock:
+            table, ids = self._library.table()
+            raw = np.stack([self._levels.raw(app, wanted) for app in batch.apps.tolist()])
+            coverage = [self._levels.coverage_p90(app) for app in batch.apps.tolist()]
+        found = matcher.run(batch, table, raw.astype(np.float32))
+        sources = _sources(matcher.shipped, found, table, batch.apps, batch.stages)
+        return [
+            _value(found, i, sources[i], _name(matcher.shipped, found, ids, i), coverage[i], matcher.version)
+            for i in range(len(batch))
+        ]
+
+    def observe(self, outcome: TaskOutcome) -> bool:
+        """Score the forecasts of a task that ended, then learn from it. False when it holds nothing to learn."""
+        if not outcome.completed:
+            return False
+        stages = stages_of(outcome.graph)
+        if not len(stages) or not stages.model_calls.any():
+            return False
+        self._score(outcome.graph.app, stages)
+        return self._learn(outcome.graph.app, stages)
+
+    def learn_again(self, outcome: TaskOutcome) -> bool:
+        """Learn from a task that was scored before: into a state that was loaded after it."""
+        stages = stages_of(outcome.graph)
+        return bool(len(stages)) and self._learn(outcome.graph.app, stages)
+
+    def report(self) -> TaskReport:
+        """What is to be said about the model."""
+        coverage = self._held / self._scored if self._scored >= 1 else 0.0
+        return TaskReport(self.matcher.version, self._observed, len(self._library), coverage)
+
+    def snapshot(self) -> Callable[[], bytes]:
+        """All that was learned; the call that it returns may be made in a thread."""
+        with self._lock:
+            patterns, levels = self._library.to_bytes(), self._levels.to_json().encode()
+        return lambda: _MAGIC + _SIZES.pack(len(patterns), len(levels)) + patterns + levels
+
+    def decoded(self, state: bytes) -> Callable[[], None]:
+        """Read a state; the call that it returns takes it over. Raises ValueError when it cannot be used."""
+        at = len(_MAGIC) + _SIZES.size
+        if len(state) < at or state[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("not a saved state of tasks, or of another version")
+        patterns, levels = _SIZES.unpack_from(state, len(_MAGIC))
+        if len(state) != at + patterns + levels:
+            raise ValueError("the saved state of tasks has another size than it says")
+        library = PatternLibrary.from_bytes(state[at : at + patterns], self._params)
+        maps = LevelMaps.from_json(state[at + patterns :])
+
+        def take_over() -> None:
+            with self._lock:
+                self._library, self._levels = library, maps
+
+        return take_over
+
+    def _score(self, app: str, stages: Stages) -> None:
+        n = len(stages)
+        cuts = np.unique(np.linspace(1, n, min(n, _SCORED_CUTS)).round().astype(int)).tolist()
+        batch = partials([(app, stages.begun(cut)) for cut in cuts])
+        code = app_code(app)
+        with self._lock:
+            table, _ = self._library.table()
+            p90 = self._levels.raw(code, np.array([_P90]))
+        levels = np.tile(np.concatenate([RAW_LEVELS, p90]).astype(np.float32), (len(cuts), 1))
+        quantiles = self.matcher.run(batch, table, levels).critical_tokens.astype(np.float64)
+        truth = np.array([stages.critical_tokens[cut - 1 :].sum() for cut in cuts])
+        held = truth <= quantiles[:, -1]
+        weight = 1.0 / len(cuts)
+        with self._lock:
+            self._levels.learn(code, places(quantiles[:, :-1], truth), held, weight)
+            self._held += weight * float(held.sum())
+            self._scored += 1.0
+
+    def _learn(self, app: str, stages: Stages) -> bool:
+        with self._lock:
+            self._library.add(pattern_of(app, stages), self._clock())
+            self._observed += 1
+        return True
+
+
+def _sources(
+    shipped: int, found: Matches, table: PatternTable, apps: NDArray[np.int64], seen: NDArray[np.float32]
+) -> list[str]:
+    """Where each answer mostly comes from."""
+    live = found.nearest >= shipped
+    place = np.maximum(found.nearest - shipped, 0)
+    of_app = table.apps[place] if len(table) else np.zeros_like(place)
+    own = (live & (of_app == apps[:, None]) & (apps[:, None] != 0)) * found.mass
+    other = live * found.mass
+    names = []
+    for i in range(len(apps)):
+        alike = found.summary[i, 3] >= _UNLIKE and seen[i] > 0
+        if own[i].sum() >= 0.5:
+            names.append("pattern" if alike else "app")
+        else:
+            names.append("pattern" if alike and other[i].sum() >= 0.5 else "prior")
+    return names
+
+
+def _name(shipped: int, found: Matches, ids: NDArray[np.uint64], row: int) -> str:
+    best = int(found.nearest[row, 0])
+    if found.summary[row, 3] <= 0:
+        return ""
+    return f"shipped-{best}" if best < shipped else f"learned-{int(ids[best - shipped])}"
+
+
+def _value(found: Matches, i: int, source: str, pattern: str, coverage: float, version: str) -> TaskForecast:
+    stages, calls, last, similarity = found.summary[i].tolist()
+    coming = np.concatenate([found.coming_probability[i][:, None], found.coming[i]], axis=1).tolist()
+    return TaskForecast(
+        remaining_stages=stages,
+        remaining_calls=calls,
+        last_stage_probability=min(max(last, 0.0), 1.0),
+        quantiles=QUANTILES,
+        remaining_tokens=tuple(np.maximum.accumulate(found.tokens[i]).tolist()),
+        critical_tokens=tuple(np.maximum.accumulate(found.critical_tokens[i]).tolist()),
+        stage_shares=tuple(found.shares[i].tolist()),
+        coming=tuple(StageForecast(*row) for row in coming),
+        source=source,
+        pattern=pattern,
+        similarity=similarity,
+        coverage_p90=coverage,
+        model_version=version,
+    )

@@ -1,0 +1,54 @@
+"""How long the matcher takes with a full library, and how large a pattern is."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from paceline_core.tasks.graph import Stages
+from paceline_core.tasks.pattern import BYTES_A_PATTERN, PartialBatch, PatternTable, partials
+from paceline_predictor.tasks.library import LibraryParams
+from paceline_predictor.tasks.model import QUANTILES, TaskModel
+
+PATTERNS = 500
+BATCHES = (1, 32)
+
+
+def timing(model: TaskModel, *, runs: int = 200) -> dict[str, Any]:
+    """Milliseconds of the graph alone, and of a whole forecast, for 1 and 32 partial tasks against 500 patterns."""
+    table, _ = model.library.table()
+    rows = np.resize(np.arange(len(table)), PATTERNS) if len(table) else np.zeros(0, dtype=np.int64)
+    full = PatternTable(*(getattr(table, name)[rows] for name in PatternTable.__slots__))
+    random = np.random.default_rng(0)
+    result: dict[str, Any] = {"patterns": len(full), "bytes_a_pattern": _bytes_a_pattern()}
+    for size in BATCHES:
+        tasks = [("", _task(random)) for _ in range(size)]
+        batch: PartialBatch = partials(tasks)
+        levels = np.tile(np.array(QUANTILES, dtype=np.float32), (size, 1))
+        graph = _quantiles_ms(lambda b=batch, v=levels: model.matcher.run(b, full, v), runs)
+        whole = _quantiles_ms(lambda t=tasks: model.forecast_stages(t), runs // 2)
+        result[f"batch{size}"] = {"graph_ms": graph, "forecast_ms": whole}
+    return result
+
+
+def _task(random: np.random.Generator) -> Stages:
+    n = int(random.integers(2, 12))
+    columns = random.integers(1, 500, (6, n)).astype(np.float64)
+    return Stages(*columns, actors=np.ones(n, dtype=np.uint8), ended=np.ones(n, dtype=np.bool_))
+
+
+def _quantiles_ms(call: Any, runs: int) -> dict[str, float]:
+    for _ in range(10):
+        call()
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - began))
+    return {f"p{q}": float(np.percentile(times, q)) for q in (50, 99)}
+
+
+def _bytes_a_pattern() -> int:
+    """In memory: cells, stage count, application, weight, id."""
+    assert LibraryParams().capacity >= 1
+    return BYTES_A_PATTERN + 4 + 8 + 8 + 8
