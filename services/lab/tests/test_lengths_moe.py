@@ -12,9 +12,10 @@ from scipy.sparse import csr_matrix
 from paceline_core.lengths import K, conditioned
 from paceline_lab.lengths.graph import LEVELS, answer, check, session
 from paceline_lab.lengths.moe.bins import EDGE_WEIGHTS, bin_indices, smooth_basis, with_tail
-from paceline_lab.lengths.moe.loss import Targets, goal_cdfs, score
+from paceline_lab.lengths.moe.loss import Targets, given_cdfs, goal_cdfs, known_edges, score
 from paceline_lab.lengths.moe.model import Inputs, MixtureOfExperts, fit_inputs
 from paceline_lab.lengths.moe.network import Weights, forward
+from paceline_lab.lengths.moe.share import best_share
 from paceline_lab.lengths.moe.training import MoeParams, Sample, gradient, loss, start, train
 
 WORDS, NUMBERS, FAMILIES = 256, 5, 3
@@ -160,3 +161,26 @@ def test_a_survivor_is_scored_on_the_masses_that_serving_conditions() -> None:
     steps = np.arange(K) >= bin_indices(lengths)[:, None]
     by_hand = (EDGE_WEIGHTS * (served.cumsum(axis=1) - steps) ** 2).sum(axis=1)
     np.testing.assert_allclose(scored.rps, by_hand, rtol=1e-9)
+
+
+def test_the_share_of_a_mixture_is_the_one_with_the_least_score() -> None:
+    rng = np.random.default_rng(8)
+    made = workload(seed=6, rows=400)
+    first, second = (rng.dirichlet(np.full(K, 0.3), 400) for _ in range(2))
+    weights = rng.random(400)
+
+    def scored(share: float) -> float:
+        gap = share * given_cdfs(first, made.targets) + (1 - share) * given_cdfs(second, made.targets)
+        gap -= goal_cdfs(first, made.targets)
+        by_row = (EDGE_WEIGHTS * known_edges(made.targets) * gap**2).sum(axis=1)
+        return float(weights @ by_row)
+
+    best = best_share(first, second, made.targets, weights)
+    shares = np.linspace(0, 1, 101)
+    assert best == pytest.approx(shares[np.argmin([scored(share) for share in shares])], abs=0.01)
+    assert best_share(second, first, made.targets, weights) == pytest.approx(1 - best, abs=1e-6)
+    right = given_cdfs(np.eye(K)[bin_indices(made.targets.lengths)], made.targets)
+    masses = np.diff(right, axis=1, prepend=0.0)
+    uncut = replace(made.targets, censored=np.zeros(400, bool))
+    assert best_share(masses, second, uncut, weights) > 0.95
+    assert best_share(first, masses, uncut, weights) < 0.05

@@ -63,7 +63,7 @@ def score(masses: Array, targets: Targets, likelihood: float, goals: Array | Non
     gap = np.cumsum(given, axis=1) - goals
     weights = EDGE_WEIGHTS.astype(dtype)
     by_edge = weights * gap**2
-    known_rps = (by_edge * _known(targets)).sum(axis=1)
+    known_rps = (by_edge * known_edges(targets)).sum(axis=1)
     per_edge = 2 * weights * gap
     slope = np.cumsum(per_edge[:, ::-1], axis=1)[:, ::-1]
     seen = _seen(targets).astype(dtype)
@@ -81,8 +81,17 @@ def score(masses: Array, targets: Targets, likelihood: float, goals: Array | Non
 
 def goal_cdfs(masses: Array, targets: Targets) -> Array:
     """Target CDFs at the upper edges, [N, K]: a step at the length, or the masses' own tail above a censoring."""
+    return _goals(_given(masses, targets), targets)
+
+
+def given_cdfs(masses: Array, targets: Targets) -> Array:
+    """CDFs at the upper edges, [N, K], of masses as they are scored: with the tail, given the tokens that are out."""
+    return np.asarray(np.cumsum(_given(masses, targets), axis=1))
+
+
+def _given(masses: Array, targets: Targets) -> Array:
     left = with_tail(masses) * share_above(targets.generated).astype(masses.dtype)
-    return _goals(left / left.sum(axis=1, keepdims=True), targets)
+    return np.asarray(left / left.sum(axis=1, keepdims=True))
 
 
 def _goals(given: Array, targets: Targets) -> Array:
@@ -95,7 +104,7 @@ def _goals(given: Array, targets: Targets) -> Array:
     return steps
 
 
-def _known(targets: Targets) -> NDArray[np.float64]:
+def known_edges(targets: Targets) -> NDArray[np.float64]:
     """1 where an edge's outcome is known: everywhere, or below the censoring, [N, K]."""
     known = np.ones((len(targets), K))
     cut = targets.censored
