@@ -1,7 +1,8 @@
-"""`paceline status`: the services' health, the fleet, attainment, durability."""
+"""`paceline status`: the services' health, the fleet, attainment, durability, how good predictions are."""
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from paceline_cli.errors_base import CommandError
 from paceline_cli.fleet import FleetReader, FleetView
 from paceline_cli.output import console, print_json, print_table
+from paceline_cli.predictions import PredictorView, print_predictor, read_predictor
 from paceline_cli.stack.probe import http_get
 from paceline_cli.stack.statefile import ServiceEntry
 from paceline_cli.target import (
@@ -56,8 +58,9 @@ def status(
 async def _gather(target: Target) -> dict[str, Any]:
     services = target.state.services if target.state else ()
     async with FleetReader(target.router, target.channel_config()) as reader:
-        fleet, gateway, *health = await asyncio.gather(
-            reader.read(), _gateway(target.gateway), *(_health(service) for service in services)
+        (fleet, gateway, predictor), health = await asyncio.gather(
+            asyncio.gather(reader.read(), _gateway(target.gateway), _predictor(services)),
+            asyncio.gather(*(_health(service) for service in services)),
         )
     if target.state is None and fleet.problem:
         raise CommandError(
@@ -71,6 +74,7 @@ async def _gather(target: Target) -> dict[str, Any]:
         "gateway": gateway,
         "services": rows,
         "fleet": _fleet_dict(fleet),
+        "predictor": asdict(predictor) if predictor is not None else None,
     }
 
 
@@ -96,6 +100,14 @@ async def _health(service: ServiceEntry) -> str:
         except grpc.aio.AioRpcError as error:
             return f"does not answer ({error.code().name})"
     return "ready" if answer.status == health_pb2.HealthCheckResponse.SERVING else "alive, not ready"
+
+
+async def _predictor(services: Sequence[ServiceEntry]) -> PredictorView | None:
+    """None when no predictor of the stack is alive."""
+    for service in services:
+        if service.name == "predictor" and service.pid is not None:
+            return await read_predictor(service.address)
+    return None
 
 
 async def _gateway(address: str) -> dict[str, Any]:
@@ -138,6 +150,8 @@ def _print(report: dict[str, Any]) -> None:
             ],
             right=("running", "queued", "paused", "KV tokens", "tokens/s"),
         )  # fmt: skip
+    if report["predictor"] is not None:
+        print_predictor(report["predictor"])
     for row in fleet["attainment"]:
         if row["ended"]:
             console.print(
