@@ -36,7 +36,7 @@ def collect(
     ] = 0,
     max_tokens: Annotated[
         str, typer.Option(help="Limits of an answer, tokens; one is drawn for each prompt.")
-    ] = "256,256,512",
+    ] = "128,128,256,512",
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are left out.")] = 700,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Answers made at once.")] = 8,
     threads: Annotated[

@@ -35,7 +35,7 @@ class CollectSpec:
     """Names of prompt sets; none: all."""
     limit: int = 0
     """Outputs in the file at the end, those that are there included; 0: one for each prompt."""
-    max_tokens: tuple[int, ...] = (256, 256, 512)
+    max_tokens: tuple[int, ...] = (128, 128, 256, 512)
     """Limits, one drawn for each prompt. A small model often talks on until it is stopped: cutting most answers early
     leaves time for more prompts, and the few longer ones still tell about the tail."""
     max_prompt_tokens: int = 700
