@@ -92,7 +92,14 @@ def print_predictor(view: Mapping[str, Any]) -> None:
 def _cells(row: Mapping[str, Any], kind: str) -> tuple[object, ...]:
     shares = (_share(row[f"coverage_{level}"]) for level in ("p50", "p90", "p95"))
     carrier = "histogram" if row["fallback"] else kind
-    return (row["model"], row["app"] or "-", row["observed"], *shares, f"{row['bias_log']:+.2f}", carrier)
+    return (
+        escape(row["model"]),
+        escape(row["app"]) or "-",
+        row["observed"],
+        *shares,
+        f"{row['bias_log']:+.2f}",
+        carrier,
+    )
 
 
 def _covered(model: Mapping[str, Any]) -> str:
