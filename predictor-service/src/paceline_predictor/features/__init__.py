@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline_predictor.features.numeric import NUMERIC, add_cues, plain
-from paceline_predictor.features.words import HashArray, IndexArray, Words, join, words
+from paceline_predictor.features.words import HashArray, Words, join, words
 from paceline_predictor.model import LengthQuestion
 
-__all__ = ["FEATURES_VERSION", "NUMERIC", "TEXT_BUCKETS", "Features", "features"]
+__all__ = ["APP_BUCKETS", "FEATURES_VERSION", "NUMERIC", "TEXT_BUCKETS", "Features", "features"]
 
 FEATURES_VERSION: Final = "1"
 """Stands in every model file."""
@@ -31,18 +31,25 @@ _OUTPUT: Final = (3456, 576)
 _APP: Final = (4032, 64)
 """First bucket and number of buckets of each part."""
 
-_FIRSTS: Final = np.array([_HEAD[0], _TAIL[0], _OUTPUT[0]])
-_SIZES: Final = np.array([_HEAD[1], _TAIL[1], _OUTPUT[1]])
+APP_BUCKETS: Final = slice(_APP[0], _APP[0] + _APP[1])
+"""Columns of which one is 1: the app tag's."""
+
+_FIRSTS: Final = np.array([_HEAD[0], _TAIL[0], _OUTPUT[0]], dtype=np.uint64)
+_SIZES: Final = np.array([_HEAD[1], _TAIL[1], _OUTPUT[1]], dtype=np.uint64)
+_HALF: Final = np.uint64(32)
 
 _PART_BYTES: Final = 4096
 _OUTPUT_BYTES: Final = 1024
 _CHUNK_BYTES: Final = 24_576
 """Texts of one pass over the arrays: few enough that they stay in the cache."""
 
-_MARKERS: Final = re.compile(
-    rb"<\|[a-z_]{1,32}\|>(?:(?:system|user|assistant|tool)\b)?|</?s>|\[/?INST\]|<(?:start|end)_of_turn>(?:(?:user|model)\b)?"
+_MARKERS: Final = (
+    (b"<|", re.compile(rb"<\|[a-z_]{1,32}\|>(?:(?:system|user|assistant|tool)\b)?")),
+    (b"INST]", re.compile(rb"\[/?INST\]")),
+    (b"_of_turn>", re.compile(rb"<(?:start|end)_of_turn>(?:(?:user|model)\b)?")),
+    (b"s>", re.compile(rb"</?s>")),
 )
-"""What chat templates put between turns; the same prompt reads the same under every template."""
+"""What chat templates put between turns, each with a part of it, so that the same prompt reads the same under all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +95,10 @@ def _texts(question: LengthQuestion) -> tuple[bytes, bytes, bytes]:
 
 def _plain(text: bytes) -> bytes:
     """A prompt without the markers of its chat template."""
-    if b"<" in text or b"[" in text:
-        text = _MARKERS.sub(b"", text)
+    if b"<" in text or b"[" in text:  # single bytes are looked for fast
+        for part, marker in _MARKERS:
+            if part in text:
+                text = marker.sub(b"", text)
     return text.strip()
 
 
@@ -100,10 +109,9 @@ def _fill(
     numeric: NDArray[np.float32],
 ) -> None:
     """Features of a few questions, whose texts are parts[3 * i : 3 * i + 3], into their rows."""
-    n = len(questions)
     joint, begins = join(parts)
     found = words(joint, begins)
-    text[:] = _counts(found, n)
+    _count(found, text)
     words_of = found.bounds.tolist()
     rows = []
     for i, question in enumerate(questions):
@@ -115,25 +123,30 @@ def _fill(
     add_cues(numeric, found, joint)
 
 
-def _first_buckets(n: int) -> IndexArray:
+def _first_buckets(n: int) -> HashArray:
     """The first bucket of each of the 3 n texts of n questions."""
-    return (np.arange(n)[:, None] * TEXT_BUCKETS + _FIRSTS).ravel()
+    return np.asarray(np.arange(n, dtype=np.uint64)[:, None] * np.uint64(TEXT_BUCKETS) + _FIRSTS).ravel()
 
 
-def _scaled(hashes: HashArray, size: IndexArray) -> IndexArray:
-    """Hashes as numbers from 0 to size-1, by their upper halves."""
-    return np.asarray(((hashes >> np.uint64(32)).astype(np.int64) * size) >> 32)
-
-
-def _counts(found: Words, n: int) -> NDArray[np.float32]:
-    """Counts of words and pairs in the buckets of their part, float32[n, TEXT_BUCKETS]."""
+def _count(found: Words, text: NDArray[np.float32]) -> None:
+    """Count words and pairs in the buckets of their part, into text [n, TEXT_BUCKETS]."""
+    text[:] = 0.0
+    if not found.count:
+        return
+    n = len(text)
     per_text = np.diff(found.bounds)
     first = np.repeat(_first_buckets(n), per_text)
-    size = np.repeat(_SIZES[np.arange(3 * n) % 3], per_text)
-    pair_bucket = first[:-1] + _scaled(found.pairs, size[:-1])
+    size = np.repeat(np.tile(_SIZES, n), per_text)
+    # The upper half of a hash, as a number below the part's size.
+    places = found.hashes >> _HALF
+    for part in (places[: found.count], places[found.count :]):
+        part *= size[: len(part)]
+        part >>= _HALF
+        part += first[: len(part)]
     # The last word of a text makes no pair with the first one of the next.
     last = found.bounds[1:-1] - 1
-    pair_bucket[last[(last >= 0) & (last < len(pair_bucket))]] = n * TEXT_BUCKETS
-    buckets = np.concatenate([first + _scaled(found.hashes, size), pair_bucket])
-    counts = np.bincount(buckets, minlength=n * TEXT_BUCKETS + 1)[: n * TEXT_BUCKETS]
-    return counts.astype(np.float32).reshape(n, TEXT_BUCKETS)
+    last = last[(last >= 0) & (last < found.count - 1)]
+    places[found.count + last] = text.size
+    buckets = places.view(np.int64)
+    buckets = buckets[buckets < text.size]
+    np.add.at(text.reshape(-1), buckets, np.float32(1.0))

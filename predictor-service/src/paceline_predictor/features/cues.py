@@ -223,18 +223,17 @@ class CueTable:
 
     def find(self, hashes: HashArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of the hashes that are cues, and the number of the cue of each."""
-        entry = self._slots[(hashes >> np.uint64(48)).astype(np.intp)]
-        hits = np.flatnonzero(entry)
+        entry = self._slots.take((hashes >> np.uint64(48)).view(np.int64))
+        hits = entry.nonzero()[0]
         entry = entry[hits]
         true = self._hashes[entry] == hashes[hits]
         return hits[true], self._numbers[entry[true]]
 
 
-PROMPT_TABLE: Final = CueTable(list(PROMPT_CUES.values()))
+_NUMBERS = [tuple(f"{'0' * digits} {unit}" for digits in (1, 2, 3, 4)) for unit in COUNTED]
+PROMPT_TABLE: Final = CueTable([*PROMPT_CUES.values(), *_NUMBERS])
+"""Finds the number of a cue in PROMPT_CUES, or len(PROMPT_CUES) plus that of a unit in COUNTED."""
 OUTPUT_TABLE: Final = CueTable(list(OUTPUT_CUES.values()))
-COUNT_TABLE: Final = CueTable(
-    [tuple(f"{'0' * digits} {unit}" for digits in (1, 2, 3, 4)) for unit in COUNTED]
-)
 
 
 def tokens_asked(number: int, unit: int) -> float:

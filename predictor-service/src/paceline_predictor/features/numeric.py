@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline_predictor.features import cues, progress
-from paceline_predictor.features.words import Words
+from paceline_predictor.features.words import IndexArray, Words
 from paceline_predictor.model import LengthQuestion
 
 _DECLARED: Final = (
@@ -51,6 +51,7 @@ NUMERIC: Final[tuple[str, ...]] = (
 _PROMPT_AT: Final = len(_DECLARED) + len(_FORM)
 _OUTPUT_AT: Final = len(NUMERIC) - len(cues.OUTPUT_CUES)
 _ASKED_AT: Final = NUMERIC.index("log_tokens_asked")
+_MOST_NUMBERS: Final = 4
 _MAX_COUNT: Final = float(1 << 24)
 
 
@@ -103,30 +104,35 @@ _NO_OUTPUT_CUES: Final = (0.0,) * len(cues.OUTPUT_CUES)
 def add_cues(numeric: NDArray[np.float32], found: Words, joint: bytes) -> None:
     """Set the cues of the prompts and outputs, three texts per row of `numeric` [N, F] (head, tail, output).
 
-    A pair belongs to the text of its first word.
+    A pair belongs to the text of its first word. Of the numbers that a prompt asks for the first few are read.
     """
-    bounds = found.bounds
-    for hashes in (found.hashes, found.pairs):
-        at, cue = cues.PROMPT_TABLE.find(hashes)
-        text = np.searchsorted(bounds, at, side="right") - 1
-        mine = text % 3 != 2
-        numeric[text[mine] // 3, _PROMPT_AT + cue[mine]] = 1.0
-    if (bounds[3::3] > bounds[2::3]).any():
-        for hashes in (found.hashes, found.pairs):
-            at, cue = cues.OUTPUT_TABLE.find(hashes)
-            text = np.searchsorted(bounds, at, side="right") - 1
-            mine = text % 3 == 2
-            numeric[text[mine] // 3, _OUTPUT_AT + cue[mine]] = 1.0
-    at, unit = cues.COUNT_TABLE.find(found.pairs)
-    text = np.searchsorted(bounds, at, side="right") - 1
-    for word, of_text, kind in zip(at.tolist(), text.tolist(), unit.tolist(), strict=True):
-        if of_text % 3 == 2:
-            continue
-        start = int(found.starts[word])
+    word, text, cue = _found(cues.PROMPT_TABLE, found)
+    prompt = text % 3 != 2
+    form = prompt & (cue < len(cues.PROMPT_CUES))
+    numeric[text[form] // 3, _PROMPT_AT + cue[form]] = 1.0
+    asked = np.flatnonzero(prompt & (cue >= len(cues.PROMPT_CUES)))
+    if len(asked) > _MOST_NUMBERS:
+        rows = text[asked] // 3
+        asked = asked[np.arange(len(rows)) - np.searchsorted(rows, rows) < _MOST_NUMBERS]
+    for at, row_of, unit in zip(
+        word[asked].tolist(), text[asked].tolist(), (cue[asked] - len(cues.PROMPT_CUES)).tolist(), strict=True
+    ):
+        start = int(found.starts[at])
         digits = bytes(byte for byte in joint[start : start + 4] if 0x30 <= byte <= 0x39)
-        row = numeric[of_text // 3]
-        row[_ASKED_AT] = max(row[_ASKED_AT], math.log1p(cues.tokens_asked(int(digits), kind)))
+        row = numeric[row_of // 3]
+        row[_ASKED_AT] = max(row[_ASKED_AT], math.log1p(cues.tokens_asked(int(digits), unit)))
         row[_ASKED_AT + 1] = 1.0
+    if (found.bounds[3::3] > found.bounds[2::3]).any():
+        _, text, cue = _found(cues.OUTPUT_TABLE, found)
+        output = text % 3 == 2
+        numeric[text[output] // 3, _OUTPUT_AT + cue[output]] = 1.0
+
+
+def _found(table: cues.CueTable, found: Words) -> tuple[IndexArray, IndexArray, IndexArray]:
+    """Words at which a cue begins, the texts they are in, and the cues."""
+    at, cue = table.find(found.hashes)
+    word = np.where(at < found.count, at, at - found.count)
+    return word, np.searchsorted(found.bounds, word, side="right") - 1, cue
 
 
 def _count(value: int) -> float:

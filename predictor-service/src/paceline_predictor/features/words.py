@@ -65,17 +65,19 @@ _FOLD: Final = _fold()
 _VALUES: Final = _values()
 _POWERS: Final = _powers(_BASE)
 _INVERSES: Final = _powers(pow(_BASE, -1, 1 << 64))
-_IS_IDEOGRAPH: Final = np.array([0xE3 <= byte <= 0xED for byte in range(256)])
+_FIRST_IDEOGRAPH: Final = 0xE3
+_IS_IDEOGRAPH: Final = np.array([_FIRST_IDEOGRAPH <= byte <= 0xED for byte in range(256)])
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
     """The words of S texts, in order."""
 
+    count: int
+    """W: how many there are."""
     hashes: HashArray
-    """uint64[W]"""
-    pairs: HashArray
-    """uint64[W-1] (or empty): each word with its successor, which may stand in the next text."""
+    """uint64[2 W - 1] (or empty): first of the W words, then of each word with its successor, which may stand in the
+    next text."""
     starts: IndexArray
     """int64[W]: where a word begins in the joint text, bytes."""
     bounds: IndexArray
@@ -94,29 +96,37 @@ def words(joint: bytes, begins: IndexArray) -> Words:
         raise ValueError(f"at most {MAX_BYTES} bytes at once, got {len(joint)}")
     folded = np.frombuffer(joint.translate(_FOLD), dtype=np.uint8)
     inside = folded != 0
-    if joint.isascii():
+    if folded.max(initial=0) < _FIRST_IDEOGRAPH:
         flips = np.flatnonzero(inside[1:] != inside[:-1])
         starts, lasts = flips[0::2] + 1, flips[1::2]
     else:
         begin = inside[1:] & (~inside[:-1] | _IS_IDEOGRAPH[folded[1:]])
         end = inside[:-1] & (~inside[1:] | _IS_IDEOGRAPH[folded[1:]])
         starts, lasts = np.flatnonzero(begin) + 1, np.flatnonzero(end)
-    running = _VALUES[folded]
+    running = _VALUES.take(folded)
     running *= _POWERS[: len(running)]
     np.cumsum(running, out=running)
-    hashes = mixed((running[lasts] - running[starts - 1]) * _INVERSES[starts])
-    pairs = mixed(hashes[:-1] * _PAIR + hashes[1:])
-    return Words(hashes, pairs, starts, np.searchsorted(starts, begins))
+    count = len(starts)
+    hashes = np.empty(max(0, 2 * count - 1), dtype=np.uint64)
+    single, pairs = hashes[:count], hashes[count:]
+    np.multiply(running.take(lasts) - running.take(starts - 1), _INVERSES.take(starts), out=single)
+    _mix(single)
+    if count > 1:
+        np.multiply(single[:-1], _PAIR, out=pairs)
+        pairs += single[1:]
+        _mix(pairs)
+    return Words(count, hashes, starts, np.searchsorted(starts, begins))
 
 
-def mixed(hashes: HashArray) -> HashArray:
-    """Hashes whose upper bits depend on all bits."""
-    return (hashes ^ (hashes >> _SHIFT)) * _MIX
+def _mix(hashes: HashArray) -> None:
+    """Make the upper bits depend on all bits."""
+    hashes ^= hashes >> _SHIFT
+    hashes *= _MIX
 
 
 def hash_of(phrase: str) -> int:
     """The hash that a word, or a pair of words, has in `Words`; for tables. Raises ValueError on other phrases."""
     found = words(*join([phrase.encode()]))
-    if len(found.hashes) not in (1, 2):
+    if found.count not in (1, 2):
         raise ValueError(f"neither one word nor two: {phrase!r}")
-    return int(found.hashes[0] if len(found.hashes) == 1 else found.pairs[0])
+    return int(found.hashes[-1])
