@@ -36,6 +36,8 @@ UPPER: Final = np.concatenate([EDGES[:-1], [OPEN_EDGE]]).astype(np.float64)
 LOWER: Final = np.concatenate([[0.0], EDGES[:-1]]).astype(np.float64)
 """Lower (exclusive) edges of the bins, float64[K]; `UPPER` has the upper ones, with OPEN_EDGE as the last."""
 MIDDLE: Final = (LOWER + 1 + UPPER) / 2
+_EDGES: Final = EDGES.astype(np.float64)
+_BINS: Final = np.arange(K)
 
 
 def _heavy_tail() -> FloatArray:
@@ -118,16 +120,23 @@ def conditioned(probabilities: FloatArray, generated: FloatArray, max_tokens: Fl
     A limit that is already passed means that the next token is the last one. Where no mass is left the tail decides.
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    g = np.minimum(np.asarray(generated, dtype=np.float64), OPEN_EDGE - 1)[:, None]
+    g = np.minimum(np.asarray(generated, dtype=np.float64), OPEN_EDGE - 1)
+    mass = p.sum(axis=1, keepdims=True)
+    whole = not g.any() and mass.min(initial=1.0) > 1e-12
+    left = p / mass if whole else _ahead(p, g[:, None])
+    last = np.minimum(_EDGES.searchsorted(np.maximum(max_tokens, g + 1)), K - 1)
+    if (last < K - 1).any():
+        inside = last[:, None] >= _BINS
+        beyond = 1.0 - (left * inside).sum(axis=1)
+        left *= inside
+        left[np.arange(len(left)), last] += np.maximum(beyond, 0.0)
+    return left
+
+
+def _ahead(p: FloatArray, g: FloatArray) -> FloatArray:
+    """Bin masses [N, K] given that more than g [N, 1] tokens come."""
     ahead = np.clip((UPPER - g) / (UPPER - LOWER), 0.0, 1.0)
     left = p * ahead
     mass = left.sum(axis=1, keepdims=True)
     left = np.where(mass > 1e-12, left, TAIL * ahead)
-    left /= left.sum(axis=1, keepdims=True)
-    limit = np.maximum(np.asarray(max_tokens, dtype=np.float64), g[:, 0] + 1)
-    last = np.minimum(np.searchsorted(EDGES, limit, side="left"), K - 1)
-    bins = np.arange(K)
-    beyond = np.where(bins > last[:, None], left, 0.0).sum(axis=1)
-    left = np.where(bins > last[:, None], 0.0, left)
-    left[np.arange(len(left)), last] += beyond
-    return np.asarray(left)
+    return np.asarray(left / left.sum(axis=1, keepdims=True))
