@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from paceline_core.lengths import K, conditioned
+from paceline_lab.lengths.design import RawFeatures
 from paceline_lab.lengths.graph import LEVELS, answer, check, session
 from paceline_lab.lengths.moe.bins import EDGE_WEIGHTS, bin_indices, smooth_basis, with_tail
 from paceline_lab.lengths.moe.loss import Targets, given_cdfs, goal_cdfs, known_edges, score
@@ -19,7 +20,7 @@ from paceline_lab.lengths.moe.share import best_share
 from paceline_lab.lengths.moe.training import MoeParams, Sample, gradient, loss, start, train
 
 WORDS, NUMBERS, FAMILIES = 256, 5, 3
-SMALL = MoeParams(projection=8, hidden=8, basis=6, members=2, steps=600, every=100, learning_rate=5e-3)
+SMALL = MoeParams(components=8, hidden=8, basis=6, members=2, steps=600, every=100, learning_rate=5e-3)
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class Workload:
     lengths: NDArray[np.float64]
     targets: Targets
 
-    def inputs(self) -> Inputs:
-        each = np.ones(len(self.family))
-        return fit_inputs(csr_matrix(self.text), self.numeric, each, each)
+    def fold(self) -> NDArray[np.int64]:
+        return np.arange(len(self.family)) % SMALL.folds
 
-    def sample(self) -> Sample:
-        n = len(self.family)
-        rows = self.inputs().rows(csr_matrix(self.text), self.numeric)
-        fold = np.arange(n) % SMALL.folds
-        return Sample(rows, self.targets, self.family, np.ones(n, np.float32), fold)
+    def inputs(self, params: MoeParams) -> tuple[Inputs, NDArray[np.float32]]:
+        each = np.ones(len(self.family))
+        raw = RawFeatures(csr_matrix(self.text), self.numeric)
+        return fit_inputs(raw, np.log(self.targets.lengths), each, each, self.fold(), params, seed=0)
+
+    def sample(self, params: MoeParams) -> Sample:
+        inputs, rows = self.inputs(params)
+        each = np.ones(len(self.family), np.float32)
+        return Sample(rows, inputs.words, self.targets, self.family, each, self.fold())
 
 
 def workload(seed: int, rows: int = 1200, cut_at: float = 400.0) -> Workload:
@@ -60,8 +64,9 @@ def workload(seed: int, rows: int = 1200, cut_at: float = 400.0) -> Workload:
 
 
 def fitted(made: Workload, params: MoeParams = SMALL, seed: int = 0) -> MixtureOfExperts:
-    members = tuple(train(made.sample(), FAMILIES, params, seed, held_out=m) for m in range(params.members))
-    return MixtureOfExperts(made.inputs(), tuple("abc"), members)
+    sample = made.sample(params)
+    members = tuple(train(sample, FAMILIES, params, seed, held_out=m) for m in range(params.members))
+    return MixtureOfExperts(made.inputs(params)[0], tuple("abc"), members)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +77,12 @@ def learned() -> MixtureOfExperts:
 def test_the_gradient_is_that_of_the_loss() -> None:
     made = workload(seed=3, rows=40)
     params = replace(SMALL, gate=0.3, likelihood=0.2)
-    sample = made.sample()
+    sample = made.sample(params)
     rng = np.random.default_rng(0)
     weights = start(sample, FAMILIES, params, rng).with_dtype(np.float64)
     weights = weights.each(lambda a: a + 0.3 * rng.standard_normal(a.shape))
     basis = smooth_basis(params.basis)
-    goals = goal_cdfs(forward(weights, basis, sample.rows).masses, made.targets)
+    goals = goal_cdfs(forward(weights, basis, sample.inputs).masses, made.targets)
     found = gradient(weights, basis, sample, params, rng=None)
     assert made.targets.censored.any()
     assert (made.targets.generated > 0).any()

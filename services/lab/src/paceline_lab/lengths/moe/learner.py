@@ -55,14 +55,18 @@ def fit(examples: Sequence[Example], offsets: Offsets, params: MoeParams, seed: 
     weight = np.array([e.weight for e in examples])
     prompts = [e.prompt_id for e in examples]
     rows_of = Counter(prompts)
-    inputs = fit_inputs(raw.text, raw.numeric, weight, np.array([1 / rows_of[prompt] for prompt in prompts]))
+    documents = np.array([1 / rows_of[prompt] for prompt in prompts])
+    fold = np.array([fold_of(prompt, params.folds, seed=23) for prompt in prompts])
+    targets = targets_of(examples, offsets)
+    inputs, rows = fit_inputs(raw, np.log(targets.lengths), weight, documents, fold, params, seed)
     families = tuple(sorted({e.family for e in examples}))
     sample = Sample(
-        rows=inputs.rows(raw.text, raw.numeric),
-        targets=targets_of(examples, offsets),
+        inputs=rows,
+        words=inputs.words,
+        targets=targets,
         family=np.array([families.index(e.family) for e in examples]),
         weight=(weight / weight.mean()).astype(np.float32),
-        fold=np.array([fold_of(prompt, params.folds, seed=23) for prompt in prompts]),
+        fold=fold,
     )
     members = tuple(train(sample, len(families), params, seed, held_out=m) for m in range(params.members))
     return MixtureOfExperts(inputs, families, members)

@@ -1,7 +1,7 @@
 """A fitted mixture of experts: from features to bin masses, in numpy and as an ONNX graph that does the same.
 
 In the graph all member networks lie side by side: their weights are put into block matrices, so that averaging more
-networks adds no nodes. Only the projections and the hidden layers of a member feed its own gate and experts.
+networks adds no nodes. A member's hidden layer feeds its own gate and experts only.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from scipy.linalg import block_diag
 from scipy.sparse import csr_matrix, diags
 
 from paceline_core.lengths import K
-from paceline_lab.lengths.design import CsrMatrix
+from paceline_lab.lengths.design import CsrMatrix, RawFeatures
 from paceline_lab.lengths.graph import (
     Float32,
     GraphBuilder,
@@ -21,7 +21,9 @@ from paceline_lab.lengths.graph import (
     quantile_nodes,
 )
 from paceline_lab.lengths.moe.bins import Array, smooth_basis
-from paceline_lab.lengths.moe.network import Rows, Weights, forward
+from paceline_lab.lengths.moe.network import Weights, forward
+from paceline_lab.lengths.moe.training import MoeParams
+from paceline_lab.lengths.moe.words import fit_components
 
 _NUMERIC_LIMIT = 4.0
 _LEAST_SCALE = 1e-3
@@ -32,35 +34,67 @@ _LEAST_NORM = 1e-6
 class Inputs:
     """How features become the networks' inputs."""
 
-    idf: Float32
-    """float32[TEXT_BUCKETS]; 0 for a bucket never seen in training."""
+    front: TextFrontEnd
     centre: Float32
     """float32[F]"""
     scale: Float32
     """float32[F]: 0 for a number that never varied in training, and then says nothing."""
 
-    def rows(self, text: CsrMatrix, numeric: Float32) -> Rows:
-        """Rows as `graph.weighted_text` and standardised numbers within +-4, from raw features [N, ...]."""
-        words = csr_matrix(text.sqrt() @ diags(self.idf))
-        norm = np.sqrt(np.asarray(words.multiply(words).sum(axis=1)).ravel())
-        standard = (numeric - self.centre) * self.scale
-        return Rows(
-            csr_matrix(diags(1 / np.maximum(norm, _LEAST_NORM)) @ words, dtype=np.float32),
-            np.clip(standard, -_NUMERIC_LIMIT, _NUMERIC_LIMIT).astype(np.float32),
+    @property
+    def words(self) -> int:
+        """How many inputs are components of the words; they come first."""
+        return self.front.components
+
+    def rows(self, text: Float32, numeric: Float32) -> Float32:
+        """Inputs float32[N, D] from raw features [N, ...]."""
+        return np.hstack([self.front.transform(text), self.numbers(numeric)])
+
+    def numbers(self, numeric: Float32) -> Float32:
+        """Standardised numbers within +-4, float32[N, F]."""
+        return np.clip((numeric - self.centre) * self.scale, -_NUMERIC_LIMIT, _NUMERIC_LIMIT).astype(
+            np.float32
         )
 
 
 def fit_inputs(
-    text: CsrMatrix, numeric: Float32, weights: NDArray[np.float64], documents: NDArray[np.float64]
-) -> Inputs:
-    """From training features [N, ...], row weights [N] for the numbers, and how much of a document each row is [N]."""
+    raw: RawFeatures,
+    log_lengths: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    documents: NDArray[np.float64],
+    fold: NDArray[np.int64],
+    params: MoeParams,
+    seed: int,
+) -> tuple[Inputs, Float32]:
+    """From N training rows: the inputs' making, and the training rows' own inputs float32[N, D].
+
+    weights float64[N]: of the rows; documents float64[N]: how much of a document each is; fold int64[N]: of its prompt.
+    """
     share = weights / weights.sum()
-    centre = share @ numeric
-    spread = np.sqrt(share @ (numeric - centre) ** 2)
+    centre = share @ raw.numeric
+    spread = np.sqrt(share @ (raw.numeric - centre) ** 2)
     scale = np.where(spread > _LEAST_SCALE, 1 / np.maximum(spread, _LEAST_SCALE), 0.0)
-    found = np.asarray(documents @ (text > 0)).ravel()
-    idf = np.where(found > 0, np.log((1 + documents.sum()) / (1 + found)) + 1, 0.0)
-    return Inputs(idf.astype(np.float32), centre.astype(np.float32), scale.astype(np.float32))
+    found = np.asarray(documents @ (raw.text > 0)).ravel()
+    idf = np.where(found > 0, np.log((1 + documents.sum()) / (1 + found)) + 1, 0.0).astype(np.float32)
+    words = fit_components(
+        _weighted(raw.text, idf),
+        documents,
+        log_lengths[:, None],
+        weights,
+        fold,
+        params.components,
+        params.ridge,
+        seed,
+    )
+    front = TextFrontEnd(idf, words.projection)
+    inputs = Inputs(front, centre.astype(np.float32), scale.astype(np.float32))
+    return inputs, np.hstack([words.values, inputs.numbers(raw.numeric)])
+
+
+def _weighted(text: CsrMatrix, idf: Float32) -> CsrMatrix:
+    """`graph.weighted_text` of sparse rows."""
+    words = csr_matrix(text.sqrt() @ diags(idf))
+    norm = np.sqrt(np.asarray(words.multiply(words).sum(axis=1)).ravel())
+    return csr_matrix(diags(1 / np.maximum(norm, _LEAST_NORM)) @ words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +114,13 @@ class MixtureOfExperts:
 
     def masses(self, text: Float32, numeric: Float32) -> Float32:
         """Bin masses float32[N, K] of features [N, ...]."""
-        rows = self.inputs.rows(csr_matrix(text), numeric)
+        rows = self.inputs.rows(text, numeric)
         passes = [forward(member, self.basis, rows).masses for member in self.members]
         return np.asarray(np.mean(passes, axis=0), dtype=np.float32)
 
     def gate(self, text: Float32, numeric: Float32) -> Float32:
         """Share of each family, float32[N, M]."""
-        rows = self.inputs.rows(csr_matrix(text), numeric)
+        rows = self.inputs.rows(text, numeric)
         return np.asarray(np.mean([forward(m, self.basis, rows).gate for m in self.members], axis=0))
 
     def graph(self) -> onnx.ModelProto:
@@ -96,15 +130,15 @@ class MixtureOfExperts:
         return graph.model(
             masses,
             quantile_nodes(graph, masses),
-            len(self.inputs.idf),
+            len(self.inputs.front.idf),
             len(self.inputs.centre),
             doc="hashed words and numbers -> gate over task families -> experts -> one distribution",
         )
 
     def add_to(self, graph: GraphBuilder) -> str:
         """The nodes from `text` and `numeric` to the masses [N, K]; gives back the name of the masses."""
-        stacked = _side_by_side(self.members, len(self.inputs.centre))
-        words = TextFrontEnd(self.inputs.idf, stacked.projection).add_to(graph, "text")
+        stacked = _side_by_side(self.members)
+        words = self.inputs.front.add_to(graph, "text")
         numbers = self._add_numbers(graph)
         inputs = graph.node("Concat", words, numbers, axis=1)
         hidden = graph.node(
@@ -134,26 +168,20 @@ def _named(graph: GraphBuilder, **arrays: Array) -> list[str]:
     return [graph.constant(name, array.astype(np.float32)) for name, array in arrays.items()]
 
 
-def _side_by_side(members: tuple[Weights, ...], numbers: int) -> Weights:
-    """One set of weights on [all members' words, numbers, all members' hidden], whose members do not meet."""
-    words = [m.projection.shape[1] for m in members]
+def _side_by_side(members: tuple[Weights, ...]) -> Weights:
+    """One set of weights on [inputs, all members' hidden], whose members do not meet."""
     return Weights(
-        projection=np.hstack([m.projection for m in members]),
-        hidden=_blocks([m.hidden for m in members], words, numbers),
+        hidden=np.hstack([m.hidden for m in members]),
         hidden_bias=np.concatenate([m.hidden_bias for m in members]),
-        gate=_blocks([m.gate for m in members], words, numbers),
+        gate=_blocks(members, [m.gate for m in members]),
         gate_bias=np.concatenate([m.gate_bias for m in members]),
-        experts=_blocks([m.experts for m in members], words, numbers),
+        experts=_blocks(members, [m.experts for m in members]),
         profiles=np.vstack([m.profiles for m in members]),
     )
 
 
-def _blocks(matrices: list[Array], words: list[int], numbers: int) -> Array:
-    """Matrices with rows [own words, numbers, own hidden] as one: words and hidden block-diagonal, numbers shared."""
-    from_words = [m[:w] for m, w in zip(matrices, words, strict=True)]
-    from_numbers = [m[w : w + numbers] for m, w in zip(matrices, words, strict=True)]
-    from_hidden = [m[w + numbers :] for m, w in zip(matrices, words, strict=True)]
-    parts = [block_diag(*from_words), np.hstack(from_numbers)]
-    if len(from_hidden[0]):
-        parts.append(block_diag(*from_hidden))
-    return np.asarray(np.vstack(parts), dtype=np.float32)
+def _blocks(members: tuple[Weights, ...], matrices: list[Array]) -> Array:
+    """Matrices with rows [inputs, own hidden] as one: hidden block-diagonal, inputs shared."""
+    width = len(members[0].hidden)
+    own = block_diag(*[matrix[width:] for matrix in matrices])
+    return np.asarray(np.vstack([np.hstack([matrix[:width] for matrix in matrices]), own]), dtype=np.float32)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from paceline_core.lengths import K
 from paceline_lab.lengths.moe.bins import Array, bin_indices, smooth_basis
 from paceline_lab.lengths.moe.loss import Targets, score
-from paceline_lab.lengths.moe.network import Rows, Weights, backward, forward
+from paceline_lab.lengths.moe.network import Weights, backward, forward
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +22,10 @@ _log = logging.getLogger(__name__)
 class MoeParams:
     """Size of the network and how it learns."""
 
-    projection: int = 32
-    """Numbers that the text is projected to, R."""
+    components: int = 48
+    """Components of the words that are found without looking at lengths."""
+    ridge: float = 2.0
+    """Penalty of the component that tells of length."""
     hidden: int = 48
     """Width of the hidden layer, H."""
     basis: int = 12
@@ -40,12 +41,8 @@ class MoeParams:
     batch: int = 256
     """Rows per step."""
     learning_rate: float = 2e-3
-    text_rate: float = 0.5
-    """Learning rate of the projection, as a share of the others'."""
-    decay: float = 0.02
+    decay: float = 2.0
     """Weight decay per unit of learning rate, decoupled from the gradient (Loshchilov and Hutter, 2019)."""
-    word_dropout: float = 0.2
-    """Share of a row's words that a step does not see."""
     blind: float = 0.1
     """Share of rows whose text a step does not see at all: the numbers alone must do for texts unlike any seen."""
     dropout: float = 0.1
@@ -64,7 +61,10 @@ class MoeParams:
 class Sample:
     """Rows to learn from, with what is known of them."""
 
-    rows: Rows
+    inputs: Array
+    """[N, D]: components of the words, then standardised numbers."""
+    words: int
+    """How many of the D are components of the words."""
     targets: Targets
     family: NDArray[np.int64]
     """Index of the task family, int64[N]."""
@@ -79,7 +79,8 @@ class Sample:
     def rows_at(self, chosen: NDArray[np.int64]) -> "Sample":
         """The chosen rows, in that order."""
         return Sample(
-            self.rows.rows(chosen),
+            self.inputs[chosen],
+            self.words,
             self.targets.rows(chosen),
             self.family[chosen],
             self.weight[chosen],
@@ -117,8 +118,7 @@ def train(sample: Sample, families: int, params: MoeParams, seed: int, held_out:
 
 def start(sample: Sample, families: int, params: MoeParams, rng: np.random.Generator) -> Weights:
     """Small random weights; every expert's profile says how long its family's answers are."""
-    vocabulary, numbers = sample.rows.text.shape[1], sample.rows.numeric.shape[1]
-    width = params.projection + numbers
+    width = sample.inputs.shape[1]
     features = width + params.hidden
 
     def normal(rows: int, columns: int, scale: float) -> Array:
@@ -132,7 +132,6 @@ def start(sample: Sample, families: int, params: MoeParams, rng: np.random.Gener
     profiles -= profiles.mean(axis=1, keepdims=True)
     share = np.bincount(sample.family, weights=sample.weight, minlength=families) + 1.0
     return Weights(
-        projection=normal(vocabulary, params.projection, 1.0),
         hidden=normal(width, params.hidden, 1 / np.sqrt(width)),
         hidden_bias=np.zeros(params.hidden, np.float32),
         gate=normal(features, families, 0.01),
@@ -146,21 +145,23 @@ def gradient(
     weights: Weights, basis: Array, batch: Sample, params: MoeParams, rng: np.random.Generator | None
 ) -> Weights:
     """Gradient of the mean loss of a batch; `rng` draws what dropout hides, None: nothing is hidden."""
-    rows, keep = batch.rows, None
+    inputs, keep = batch.inputs, None
     if rng is not None:
-        rows = Rows(_hide_words(rows.text, params, rng), rows.numeric)
+        seen = np.ones(inputs.shape, np.float32)
+        seen[:, : batch.words] = rng.random((len(batch), 1)) >= params.blind
+        inputs = inputs * seen
         shape = (len(batch), len(weights.gate))
         keep = (rng.random(shape) >= params.dropout).astype(np.float32) / np.float32(1 - params.dropout)
-    done = forward(weights, basis, rows, keep)
+    done = forward(weights, basis, inputs, keep)
     share = (batch.weight / len(batch))[:, None]
     by_masses = share * score(done.masses, batch.targets, params.likelihood).gradient
     by_gate = params.gate * share * (done.gate - _labels(batch, done.gate.shape[1], params))
-    return backward(weights, basis, rows, done, by_masses, by_gate, keep)
+    return backward(weights, basis, inputs, done, by_masses, by_gate, keep)
 
 
 def loss(weights: Weights, basis: Array, batch: Sample, params: MoeParams, goals: Array) -> float:
     """The mean loss whose gradient `gradient` takes, for given target CDFs [N, K] and nothing hidden."""
-    done = forward(weights, basis, batch.rows)
+    done = forward(weights, basis, batch.inputs)
     scored = score(done.masses, batch.targets, params.likelihood, goals)
     labels = _labels(batch, done.gate.shape[1], params)
     entropy = -(labels * np.log(np.maximum(done.gate, 1e-30))).sum(axis=1)
@@ -173,7 +174,7 @@ def validation_score(weights: Weights, basis: Array, judge: Sample, params: MoeP
     total = 0.0
     for at in range(0, len(judge), 4096):
         part = judge.rows_at(np.arange(at, min(at + 4096, len(judge))))
-        scored = score(forward(weights, basis, part.rows).masses, part.targets, params.likelihood)
+        scored = score(forward(weights, basis, part.inputs).masses, part.targets, params.likelihood)
         total += float((part.weight * (scored.known_rps + params.likelihood * scored.log_loss)).sum())
     return total / float(judge.weight.sum())
 
@@ -190,13 +191,6 @@ def _labels(batch: Sample, families: int, params: MoeParams) -> Array:
     labels = np.full((len(batch), families), params.smoothing / families, batch.weight.dtype)
     labels[np.arange(len(batch)), batch.family] += 1 - params.smoothing
     return labels
-
-
-def _hide_words(text: sparse.csr_matrix, params: MoeParams, rng: np.random.Generator) -> sparse.csr_matrix:
-    seen = rng.random(text.nnz, dtype=np.float32) >= params.word_dropout
-    sighted = rng.random(text.shape[0]) >= params.blind
-    factors = seen & np.repeat(sighted, np.diff(text.indptr))
-    return sparse.csr_matrix((text.data * factors, text.indices, text.indptr), shape=text.shape)
 
 
 class _Adam:
@@ -227,12 +221,7 @@ class _Adam:
             keep = 1 - rate * self._params.decay if w.ndim == 2 else 1.0
             return np.asarray(keep * w - rate * move, w.dtype)
 
-        changed = weights.each(moved, self._first, self._second)
-        text = weights.projection + self._params.text_rate * (changed.projection - weights.projection)
-        weights = Weights(
-            projection=np.asarray(text, weights.projection.dtype),
-            **{name: getattr(changed, name) for name in Weights.__dataclass_fields__ if name != "projection"},
-        )
+        weights = weights.each(moved, self._first, self._second)
         hold = min(0.99, self._done / (self._done + 10))
         self.average = self.average.each(lambda a, w: np.asarray(hold * a + (1 - hold) * w, a.dtype), weights)
         return weights
