@@ -1,4 +1,7 @@
-"""Features of many questions as one sparse matrix: tf-idf of the hashed words, standardised numbers beside it."""
+"""Features of many questions as one sparse matrix: tf-idf of the hashed words, beside it numbers and the app tag.
+
+The app tag's columns stand apart from the words: among them it would be scaled down as one word of hundreds.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from paceline_predictor.features import TEXT_BUCKETS, features
+from paceline_predictor.features import APP_BUCKETS, TEXT_BUCKETS, features
 from paceline_predictor.model import LengthQuestion
 
 _CHUNK: Final = 512
@@ -53,7 +56,7 @@ class Design:
     """float32[F]"""
 
     def text(self, raw: RawFeatures) -> CsrMatrix:
-        """tf-idf rows of length 1, float32[N, TEXT_BUCKETS]."""
+        """tf-idf rows of length 1, float32[N, TEXT_BUCKETS]; without the app."""
         weighted = raw.text.copy()
         weighted.data = np.log1p(weighted.data)
         weighted = weighted.multiply(self.idf).tocsr()
@@ -65,9 +68,14 @@ class Design:
         standard = (raw.numeric - self.centre) * self.scale
         return np.asarray(np.clip(standard, -_LIMIT, _LIMIT), dtype=np.float32)
 
+    def apps(self, raw: RawFeatures) -> CsrMatrix:
+        """A column of each bucket of app tags, float32[N, A]: 1 in one of them."""
+        return raw.text[:, APP_BUCKETS]
+
     def rows(self, raw: RawFeatures) -> CsrMatrix:
-        """Both, float32[N, TEXT_BUCKETS + F]."""
-        return sparse.hstack([self.text(raw), sparse.csr_matrix(self.numbers(raw))], format="csr")
+        """All, float32[N, TEXT_BUCKETS + F + A]."""
+        numbers = sparse.csr_matrix(self.numbers(raw))
+        return sparse.hstack([self.text(raw), numbers, self.apps(raw)], format="csr")
 
 
 def fit_design(raw: RawFeatures) -> Design:
@@ -75,6 +83,7 @@ def fit_design(raw: RawFeatures) -> Design:
     n = raw.text.shape[0]
     documents = np.asarray((raw.text > 0).sum(axis=0)).ravel()
     idf = np.log((1 + n) / (1 + documents)) + 1
+    idf[APP_BUCKETS] = 0.0
     spread = raw.numeric.std(axis=0)
     scale = np.where(spread > _LEAST_SCALE, 1 / np.maximum(spread, _LEAST_SCALE), 0.0)
     assert len(idf) == TEXT_BUCKETS

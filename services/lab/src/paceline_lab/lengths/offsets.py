@@ -20,6 +20,7 @@ from sklearn.linear_model import Ridge
 from paceline_core.calibration.offset import ShippedOffsets, stretched
 from paceline_lab.lengths.design import fit_design, raw_features
 from paceline_lab.lengths.example import Example
+from paceline_lab.lengths.splits import fold_of
 from paceline_predictor.model import LengthQuestion
 
 FloatArray = NDArray[np.float64]
@@ -34,6 +35,8 @@ _PROMPT_SHRINK: Final = 0.5
 """Outcomes that "this prompt is as its text says" is worth."""
 _MODEL_SHRINK: Final = 5.0
 _APP_SHRINK: Final = 20.0
+_SERVED_SHRINK: Final = 10.0
+_SERVED_FOLDS: Final = 3
 
 
 def model_offsets(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
@@ -78,6 +81,52 @@ def model_offsets(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
     }
     for i, (name, app) in enumerate(pairs):
         whole = found[name]["log"] + float(of_pair[i])
+        found[name]["apps"][app] = [round(whole, 4), int((pair == i).sum())]
+    return found
+
+
+def served_offsets(examples: Sequence[Example], offsets: Offsets) -> dict[str, dict[str, Any]]:
+    """What answers are to be shifted by, from what training divides lengths by (`model_offsets`).
+
+    A model of texts draws unseen prompts towards what is usual, and so misses each (model, app) to one side. By how much
+    is measured on prompts that a ridge had not seen, and added: this is what online learning would come to, at once.
+    Training must not divide by it: the text could then no longer say that such prompts have long answers.
+    """
+    rows = [example for example in examples if not example.question.generated_tokens]
+    if not rows:
+        return {}
+    weight = np.array([example.weight for example in rows])
+    models, model = _codes([example.question.model for example in rows])
+    pairs, pair = _codes([(example.question.model, example.question.app) for example in rows])
+    fold = np.array([fold_of(example.prompt_id, _SERVED_FOLDS, seed=2) for example in rows])
+    seen = np.log([example.output_tokens for example in rows])
+    cut = np.array([example.censored for example in rows])
+    target = seen - offsets_of(offsets, [example.question for example in rows])
+    columns = _columns(rows)
+    expected = np.full(len(rows), np.average(target, weights=weight))
+    for k in range(_SERVED_FOLDS):
+        rest, held = fold != k, fold == k
+        if rest.any() and held.any():
+            ridge = Ridge(alpha=_RIDGE, solver="sparse_cg", tol=1e-3)
+            ridge.fit(columns[rest], target[rest], sample_weight=weight[rest])
+            expected[held] = ridge.predict(columns[held])
+    spread = math.sqrt(float(np.average((target - expected) ** 2, weights=weight)) + 1e-3)
+    target[cut] = _expected_above(target[cut], expected[cut], spread)
+    of_model = _shrunk(target - expected, model, weight, _SERVED_SHRINK)
+    of_pair = _shrunk(target - expected - of_model[model], pair, weight, _SERVED_SHRINK)
+
+    found: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(models):
+        given = offsets.get(name, {"log": 0.0})
+        found[name] = {
+            "log": round(given["log"] + float(of_model[i]), 4),
+            "outcomes": int((model == i).sum()),
+            "apps": {},
+        }
+    for i, (name, app) in enumerate(pairs):
+        given = offsets.get(name, {"log": 0.0, "apps": {}})
+        log, _ = given["apps"].get(app, (given["log"], 0))
+        whole = log + float(of_model[models.index(name)] + of_pair[i])
         found[name]["apps"][app] = [round(whole, 4), int((pair == i).sum())]
     return found
 

@@ -10,7 +10,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.design import RawFeatures, fit_design, raw_features
 from paceline_lab.lengths.example import Example
-from paceline_lab.lengths.offsets import model_offsets, offsets_of
+from paceline_lab.lengths.offsets import model_offsets, offsets_of, served_offsets
 from paceline_lab.lengths.rivals.masses import from_quantiles
 from paceline_predictor.model import LengthQuestion
 
@@ -33,6 +33,7 @@ class BoostedQuantiles:
     def fit(self, examples: Sequence[Example]) -> None:
         """Learn from scratch."""
         self._offsets = model_offsets(examples)
+        self._served = served_offsets(examples, self._offsets)
         questions = [example.question for example in examples]
         raw = raw_features(questions)
         self._design = fit_design(raw)
@@ -59,8 +60,9 @@ class BoostedQuantiles:
         """Bin masses float64[N, K]."""
         columns = self._columns(raw_features(questions))
         logs = np.stack([booster.predict(columns) for booster in self._boosters], axis=1)
-        return from_quantiles(_LEVELS, logs + offsets_of(self._offsets, questions)[:, None], _TAIL)
+        return from_quantiles(_LEVELS, logs + offsets_of(self._served, questions)[:, None], _TAIL)
 
     def _columns(self, raw: RawFeatures) -> FloatArray:
         text = self._svd.transform(self._design.text(raw))
-        return np.concatenate([raw.numeric, text], axis=1, dtype=np.float64)
+        apps = self._design.apps(raw).toarray()
+        return np.concatenate([raw.numeric, text, apps], axis=1, dtype=np.float64)

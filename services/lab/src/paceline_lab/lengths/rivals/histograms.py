@@ -8,7 +8,7 @@ import numpy as np
 from paceline_core.histogram import HistogramParams, prior
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.example import Example
-from paceline_lab.lengths.offsets import model_offsets, offsets_of, shifted, standardised
+from paceline_lab.lengths.offsets import model_offsets, offsets_of, served_offsets, shifted, standardised
 from paceline_lab.lengths.rivals.masses import counted, pooled
 from paceline_predictor.model import LengthQuestion
 
@@ -23,12 +23,13 @@ class GlobalHistogram:
     def fit(self, examples: Sequence[Example]) -> None:
         """Learn from scratch."""
         self._offsets = model_offsets(examples)
+        self._served = served_offsets(examples, self._offsets)
         self._masses = _histogram(standardised(examples, self._offsets), [0] * len(examples), 1, _root())
 
     def predict(self, questions: Sequence[LengthQuestion]) -> FloatArray:
         """Bin masses float64[N, K]."""
         same = np.repeat(self._masses, len(questions), axis=0)
-        return shifted(same, offsets_of(self._offsets, questions))
+        return shifted(same, offsets_of(self._served, questions))
 
 
 class AppHistogram:

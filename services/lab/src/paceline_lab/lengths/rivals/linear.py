@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.design import fit_design, raw_features
 from paceline_lab.lengths.example import Example
-from paceline_lab.lengths.offsets import model_offsets, offsets_of
+from paceline_lab.lengths.offsets import model_offsets, offsets_of, served_offsets
 from paceline_lab.lengths.rivals.masses import from_residuals
 from paceline_lab.lengths.splits import fold_of
 from paceline_predictor.model import LengthQuestion
@@ -29,6 +29,7 @@ class RidgeLengths:
     def fit(self, examples: Sequence[Example]) -> None:
         """Learn from scratch."""
         self._offsets = model_offsets(examples)
+        self._served = served_offsets(examples, self._offsets)
         questions = [example.question for example in examples]
         raw = raw_features(questions)
         self._design = fit_design(raw)
@@ -51,7 +52,7 @@ class RidgeLengths:
     def predict(self, questions: Sequence[LengthQuestion]) -> FloatArray:
         """Bin masses float64[N, K]."""
         columns = self._design.rows(raw_features(questions))
-        centres = self._ridge.predict(columns) + offsets_of(self._offsets, questions)
+        centres = self._ridge.predict(columns) + offsets_of(self._served, questions)
         return from_residuals(np.asarray(centres, dtype=np.float64), self._residuals, self._weights)
 
 

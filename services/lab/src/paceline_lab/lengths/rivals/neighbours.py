@@ -10,7 +10,7 @@ from paceline_core.histogram import HistogramParams, prior
 from paceline_core.lengths import FloatArray, K
 from paceline_lab.lengths.design import RawFeatures, fit_design, raw_features
 from paceline_lab.lengths.example import Example
-from paceline_lab.lengths.offsets import model_offsets, offsets_of, shifted, standardised
+from paceline_lab.lengths.offsets import model_offsets, offsets_of, served_offsets, shifted, standardised
 from paceline_lab.lengths.rivals.masses import counted, pooled
 from paceline_predictor.model import LengthQuestion
 
@@ -19,6 +19,8 @@ _SHARPNESS: Final = 8.0
 """A neighbour weighs exp(this * cosine)."""
 _NUMBERS: Final = 0.08
 """Weight of a standardised number beside the text, whose rows have length 1."""
+_APP: Final = 0.3
+"""Of the same app tag."""
 _CONCENTRATION: Final = 6.0
 _CHUNK: Final = 256
 
@@ -31,6 +33,7 @@ class Neighbours:
     def fit(self, examples: Sequence[Example]) -> None:
         """Learn from scratch."""
         self._offsets = model_offsets(examples)
+        self._served = served_offsets(examples, self._offsets)
         raw = raw_features([example.question for example in examples])
         self._design = fit_design(raw)
         self._rows = self._columns(raw)
@@ -50,7 +53,7 @@ class Neighbours:
         for start in range(0, len(questions), _CHUNK):
             near = np.asarray(asked[start : start + _CHUNK].dot(self._rows.T).todense())
             masses[start : start + len(near)] = self._answer(near)
-        return shifted(masses, offsets_of(self._offsets, questions))
+        return shifted(masses, offsets_of(self._served, questions))
 
     def _answer(self, near: FloatArray) -> FloatArray:
         """Bin masses of N questions with similarities [N, examples]."""
@@ -69,6 +72,7 @@ class Neighbours:
 
     def _columns(self, raw: RawFeatures) -> sparse.csr_matrix:
         numbers = sparse.csr_matrix(self._design.numbers(raw) * _NUMBERS)
-        both = sparse.hstack([self._design.text(raw), numbers], format="csr")
+        parts = [self._design.text(raw), numbers, _APP * self._design.apps(raw)]
+        both = sparse.hstack(parts, format="csr")
         norms = np.sqrt(np.asarray(both.multiply(both).sum(axis=1)).ravel())
         return sparse.diags(1 / np.maximum(norms, 1e-6)).dot(both).tocsr()
