@@ -47,7 +47,7 @@ class Inputs:
 
     def rows(self, text: Float32, numeric: Float32) -> Float32:
         """Inputs float32[N, D] from raw features [N, ...]."""
-        return np.hstack([self.front.transform(text), self.numbers(numeric)])
+        return np.asarray(np.hstack([self.front.transform(text), self.numbers(numeric)]))
 
     def numbers(self, numeric: Float32) -> Float32:
         """Standardised numbers within +-4, float32[N, F]."""

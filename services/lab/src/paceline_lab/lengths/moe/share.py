@@ -47,9 +47,9 @@ def held_out_share(
 
     0.5 where there is nothing to fit on or to judge by.
     """
-    fold = np.array([fold_of(example.prompt_id, folds, seed=31) for example in examples])
-    inside = [examples[i] for i in np.flatnonzero(fold != 0)]
-    judged = [examples[i] for i in np.flatnonzero(fold == 0)]
+    fold = [fold_of(example.prompt_id, folds, seed=31) for example in examples]
+    inside = [example for example, k in zip(examples, fold, strict=True) if k != 0]
+    judged = [example for example, k in zip(examples, fold, strict=True) if k == 0]
     if not inside or not judged:
         return 0.5
     raw = raw_features([example.question for example in judged])
