@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import lzma
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,17 @@ log = logging.getLogger(__name__)
 STEPS: Final = (25, 50, 100, 200, 400, 800, 1600, 3200)
 """Tokens out at which models are asked again."""
 
+_UNREADABLE: Final = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    lzma.LZMAError,
+    zlib.error,
+)
+"""What a damaged file, or one of another form, makes readers raise."""
 _OUTPUT_TAIL_CHARS: Final = 1024
 _LIMITS: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _LIMITED_SHARE: Final = 0.5
@@ -62,7 +75,7 @@ def load(data: Path, *, sets: Sequence[str] | None = None, collected: Path | Non
             examples += loaders[name].read(folder)
         except FileNotFoundError as error:
             missing.append(f"{name}: there is no {error.filename}. Its source: {loaders[name].home}")
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             missing.append(f"{name}: {folder} cannot be read ({error!r}). Its source: {loaders[name].home}")
     if collected is not None:
         try:
@@ -70,6 +83,10 @@ def load(data: Path, *, sets: Sequence[str] | None = None, collected: Path | Non
         except FileNotFoundError as error:
             missing.append(
                 f"collected outputs: there is no {error.filename}; `paceline lengths collect` makes them"
+            )
+        except _UNREADABLE as error:
+            missing.append(
+                f"collected outputs: {collected} and prompts under {data} cannot be joined ({error!r})"
             )
         else:
             examples += own

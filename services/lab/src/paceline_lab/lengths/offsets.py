@@ -88,8 +88,8 @@ def model_offsets(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
 def served_offsets(examples: Sequence[Example], offsets: Offsets) -> dict[str, dict[str, Any]]:
     """What answers are to be shifted by, from what training divides lengths by (`model_offsets`).
 
-    A model of texts draws unseen prompts towards what is usual, and so misses each (model, app) to one side. By how much
-    is measured on prompts that a ridge had not seen, and added: this is what online learning would come to, at once.
+    A model of texts draws unseen prompts towards what is usual, and so misses each (model, app) to one side. By how
+    much is measured on prompts that a ridge had not seen, and added: what online learning would come to, at once.
     Training must not divide by it: the text could then no longer say that such prompts have long answers.
     """
     rows = [example for example in examples if not example.question.generated_tokens]

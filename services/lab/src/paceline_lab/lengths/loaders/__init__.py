@@ -50,12 +50,13 @@ WITHOUT_TEXT: Final[dict[str, Loader]] = {
     "sharegpt": Loader(
         lengths_only.sharegpt, "github.com/microsoft/sarathi-serve (niyama_asplos2026, processed_traces)"
     ),
+    "alpaca": Loader(lengths_only.alpaca, "github.com/zhengzangw/Sequence-Scheduling"),
     "arxiv": Loader(lengths_only.arxiv, "github.com/microsoft/vidur (data/processed_traces)"),
 }
 """Sets of numbers: for calibration and for marginal lengths, not for models of texts."""
 
 FOLDERS: Final = {
     "leetcode-responses": "code-responses",
-    **dict.fromkeys(("wildbench", "lmsys", "sharegpt", "arxiv"), "length-samples"),
+    **dict.fromkeys(("wildbench", "lmsys", "sharegpt", "alpaca", "arxiv"), "length-samples"),
 }
 """Folder of a set where it has another name."""

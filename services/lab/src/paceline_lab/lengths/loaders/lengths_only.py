@@ -1,5 +1,6 @@
 """Lengths of answers to prompts that are not public: numbers for calibration, with little weight."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,27 @@ def arxiv(folder: Path) -> Iterator[Example]:
     return _pairs(folder / "arxiv_summarization_llama2_tokens.csv.gz", "arxiv", "summary", "arxiv-abstract")
 
 
+_ALPACA_CAP_TOKENS: Final = 512
+
+
+def alpaca(folder: Path) -> Iterator[Example]:
+    """Vicuna 7B, each prompt answered at four temperatures and cut at 512: how much chance there is. No licence."""
+    for number, row in _thinned(csv_rows(folder / "alpaca_vicuna7b_lengths_4temps.csv.gz"), _ROWS // 4):
+        for column, value in row.items():
+            if column.startswith("t") and (length := tokens(value)):
+                example = _example(
+                    "alpaca",
+                    "instruction",
+                    "vicuna-7b",
+                    f"alpaca/{number}",
+                    0,
+                    length,
+                    length >= _ALPACA_CAP_TOKENS,
+                )
+                question = dataclasses.replace(example.question, temperature=float(column[1:]))
+                yield dataclasses.replace(example, question=question, permissive=False)
+
+
 def _pairs(path: Path, source: str, family: str, model: str) -> Iterator[Example]:
     for number, row in _thinned(csv_rows(path)):
         if length := tokens(row["output_tokens"]):
@@ -50,9 +72,9 @@ def _pairs(path: Path, source: str, family: str, model: str) -> Iterator[Example
             )
 
 
-def _thinned(rows: Iterable[dict[str, str]]) -> Iterator[tuple[int, dict[str, str]]]:
+def _thinned(rows: Iterable[dict[str, str]], most: int = _ROWS) -> Iterator[tuple[int, dict[str, str]]]:
     every = list(rows)
-    step = max(1, len(every) // _ROWS)
+    step = max(1, -(-len(every) // most))
     return ((number, every[number]) for number in range(0, len(every), step))
 
 
