@@ -83,9 +83,8 @@ async def test_each_call_asks_with_the_graph_so_far_and_the_end_is_told(line, sp
     monkeypatch.setattr("paceline_router.task_graph.MIN_TOOL_MS", 1e9)
     await line.engine("e0")
     router = await make_router(line, fake)
-    begin = router_pb2.BeginTaskRequest(task_id="t", e2e_ms=60_000, app="agent")
-    await router.stub.BeginTask(begin)
-    await router.generate(spec(tokens=9, slo=task_slo(stage="plan"), request_id="a"))
+    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=60_000))
+    await router.generate(spec(tokens=9, slo=task_slo(stage="plan"), request_id="a", app="agent"))
     await line.until(lambda: len(fake.graphs) == 1)
     await router.generate(spec(tokens=5, slo=task_slo(), request_id="b"))
     await line.until(lambda: len(fake.graphs) == 2)
@@ -103,6 +102,7 @@ async def test_each_call_asks_with_the_graph_so_far_and_the_end_is_told(line, sp
     await line.until(lambda: len(fake.tasks) == 1)
     [told] = fake.tasks
     assert told.completed
+    assert told.graph.app == "agent"
     assert [(c.actor, c.output_tokens) for c in told.graph.calls] == [("plan", 9), ("sim", 5), ("sim", 7)]
     assert all(c.ended and c.prompt_tokens for c in told.graph.calls)
 

@@ -135,6 +135,7 @@ class TaskBook:
             raise PacelineError(
                 Reason.PERMISSION_DENIED, f"task {request.task_id!r} belongs to another tenant"
             )
+        task.app = task.app or request.spec.app
         task.live.add(request)
         task.calls += 1
         task.active_ms = self._clock.now_ms()
