@@ -36,7 +36,12 @@ class PredictorApp:
             CalibrationParams(histogram=own.histogram.params()),
             count_invalid=lambda kind, rows: telemetry.instruments.add(PREDICTIONS_INVALID, rows, kind=kind),
         )
-        self._batcher = Batcher(model, max_batch=own.max_batch, max_waiting=own.max_waiting)
+        self._batcher = Batcher(
+            model,
+            max_batch=own.max_batch,
+            max_waiting=own.max_waiting,
+            linger_s=own.batch_linger_ms / 1000,
+        )
         self.keeper = Keeper(
             {LENGTHS: model},
             _state_home(config),
