@@ -45,7 +45,7 @@ class Batcher:
         linger_s: float = 0.002,
         thread_from: int = 1 << 30,
     ) -> None:
-        """`linger_s`: longest wait for others. `thread_from`: batches of so many questions compute bases in a thread."""
+        """`linger_s`: longest wait for others. `thread_from`: batches of so many questions go to a thread."""
         self._model = model
         self._max_batch = max_batch
         self._turn_share = max(1, max_batch // 2)
