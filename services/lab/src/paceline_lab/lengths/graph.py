@@ -215,6 +215,12 @@ def describe(
     return described
 
 
+def offsets_in(model: onnx.ModelProto) -> dict[str, Any]:
+    """The offsets that `describe` wrote; empty without."""
+    found = {prop.key: prop.value for prop in model.metadata_props}
+    return dict(json.loads(found.get("paceline.offsets", "{}")))
+
+
 def session(model: onnx.ModelProto) -> ort.InferenceSession:
     """The model in onnxruntime, on one thread as in service."""
     options = ort.SessionOptions()

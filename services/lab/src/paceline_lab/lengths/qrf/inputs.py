@@ -28,8 +28,28 @@ class Rows:
     """float64[N]"""
     prompts: NDArray[np.str_]
     """Ids of the prompts: rows that cross-fitting must keep together."""
+    families: NDArray[np.str_]
+    """Kinds of task."""
+    keys: Sequence[tuple[str, str]]
+    """(model, app) that answered."""
     arrivals: NDArray[np.bool_]
     """Rows of questions without a token out."""
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def take(self, chosen: NDArray[np.int64]) -> "Rows":
+        """The chosen rows, in that order."""
+        return Rows(
+            text=self.text[chosen],
+            numeric=self.numeric[chosen],
+            responses=self.responses[chosen],
+            weights=self.weights[chosen],
+            prompts=self.prompts[chosen],
+            families=self.families[chosen],
+            keys=[self.keys[row] for row in chosen.tolist()],
+            arrivals=self.arrivals[chosen],
+        )
 
 
 def training_rows(examples: Sequence[Example], offsets: Offsets) -> Rows:
@@ -56,6 +76,8 @@ def training_rows(examples: Sequence[Example], offsets: Offsets) -> Rows:
         responses=responses,
         weights=np.array([example.weight for example in examples]),
         prompts=np.array([example.prompt_id for example in examples]),
+        families=np.array([example.family for example in examples]),
+        keys=[(example.question.model, example.question.app) for example in examples],
         arrivals=np.array([example.question.generated_tokens == 0 for example in examples]),
     )
 

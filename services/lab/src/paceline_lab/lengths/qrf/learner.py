@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.example import Example
-from paceline_lab.lengths.graph import answer, check, describe, session
+from paceline_lab.lengths.graph import answer, check, describe, offsets_in, session
 from paceline_lab.lengths.offsets import Offsets, model_offsets, offsets_of, shifted
 from paceline_lab.lengths.qrf.fitting import QrfParams, fit_graph
 from paceline_lab.lengths.qrf.inputs import training_rows
@@ -51,8 +51,8 @@ class QrfLearner:
 
     def fit(self, examples: Sequence[Example]) -> None:
         """Learn from scratch."""
-        self._offsets = model_offsets(examples)
-        self.model = fit_qrf(examples, self.params, self._offsets)
+        self.model = fit_qrf(examples, self.params)
+        self._offsets = offsets_in(self.model)
         self._runner = session(self.model)
 
     def predict(self, questions: Sequence[LengthQuestion]) -> FloatArray:
