@@ -72,7 +72,7 @@ def load(data: Path, *, sets: Sequence[str] | None = None, collected: Path | Non
     for name in names:
         folder = data / FOLDERS.get(name, name)
         try:
-            examples += loaders[name].read(folder)
+            examples += list(loaders[name].read(folder))  # all of a set or nothing
         except FileNotFoundError as error:
             missing.append(f"{name}: there is no {error.filename}. Its source: {loaders[name].home}")
         except _UNREADABLE as error:

@@ -1,9 +1,10 @@
 """How good distributions of length are: pinball loss, CRPS, coverage and width, with cut answers as what they are.
 
-A length l is known to a unit cell (l-1, l]; in the logarithm it stands at log(l - 1/2). Of a cut answer only what lies
-below the cut is scored: CRPS is integrated up to there, and pinball compares min(length, cut) with min(quantile, cut);
-both stay proper. Coverage is scored only where the declared bound lies below `max_tokens`, since a bound clipped there
-covers trivially.
+A length l is known to a unit cell (l-1, l]; in the logarithm it stands at log(l - 1/2). Where a limit is known only
+what lies below it is scored, of cut answers and others alike, so that the scores stay proper: CRPS is integrated up to
+the limit, and pinball compares min(length, limit) with min(quantile, limit). Where an answer was cut and no limit is
+known the cut is its limit. Coverage is scored only where the declared bound lies below `max_tokens`, since a bound
+clipped there covers trivially.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,24 +97,30 @@ class Difference:
     low: float
     high: float
     relative: float
-    """The mean over the other's mean score."""
+    """The mean over the other's mean score; NaN where that is 0."""
 
 
-def crps_log(probabilities: FloatArray, lengths: FloatArray, censored: BoolArray) -> FloatArray:
-    """CRPS [N] in log space of bin masses [N, K] at lengths [N]; of cut ones up to the cut.
+def crps_log(
+    probabilities: FloatArray, lengths: FloatArray, censored: BoolArray, limits: FloatArray
+) -> FloatArray:
+    """CRPS [N] in log space, up to the limits [N], of bin masses [N, K] at lengths [N]; of cut ones up to the cut.
 
     Inside a bin the CDF is taken as linear in the logarithm.
     """
     p = probabilities / probabilities.sum(axis=1, keepdims=True)
-    upper = np.cumsum(p, axis=1)
-    lower = upper - p
-    start, width = _NODES[:-1], np.diff(_NODES)
+    lower = np.cumsum(p, axis=1) - p
     at = np.log(np.clip(lengths - np.where(censored, 0.0, 0.5), 0.25, OPEN_EDGE))
-    share = np.clip((at[:, None] - start) / width, 0.0, 1.0)
-    middle = lower + share * p
+    end = np.log(np.clip(np.where(censored, lengths, limits), 0.25, OPEN_EDGE))
+    share, last = _share_below(at), _share_below(np.maximum(at, end))
+    middle, final = lower + share * p, lower + last * p
     below = share * _mean_square(lower, middle)
-    above = np.where(censored[:, None], 0.0, (1 - share) * _mean_square(1 - middle, 1 - upper))
-    return np.asarray(((below + above) * width).sum(axis=1))
+    above = (last - share) * _mean_square(1 - middle, 1 - final)
+    return np.asarray(((below + above) * np.diff(_NODES)).sum(axis=1))
+
+
+def _share_below(logs: FloatArray) -> FloatArray:
+    """How much of each bin lies below log lengths [N], float64[N, K]."""
+    return np.asarray(np.clip((logs[:, None] - _NODES[:-1]) / np.diff(_NODES), 0.0, 1.0))
 
 
 def score(probabilities: FloatArray, examples: Sequence[Example]) -> Scored:
@@ -134,9 +141,10 @@ def score(probabilities: FloatArray, examples: Sequence[Example]) -> Scored:
     bounds = np.maximum(bounds, generated[:, None] + 1)
     low = quantile(cdf, _LOW, none, no_limit)
     median = bounds[:, 0]
-    in_tokens, in_log = _pinball(lengths, bounds, cut), _pinball(_logs(lengths), _logs(bounds), cut)
+    clipped = np.minimum(bounds, np.where(cut, np.minimum(lengths, limit), limit)[:, None])
+    in_tokens, in_log = _pinball(lengths, clipped), _pinball(_logs(lengths), _logs(clipped))
     return Scored(
-        crps=crps_log(np.diff(cdf, axis=1, prepend=0.0), lengths, cut),
+        crps=crps_log(np.diff(cdf, axis=1, prepend=0.0), lengths, cut, limit),
         pinball_log=in_log,
         pinball_tokens=in_tokens,
         quantiles=bounds,
@@ -197,7 +205,8 @@ def difference(
     means = sums[draws].sum(axis=1) / weights[draws].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     mean = float(sums.sum() / weights.sum())
-    return Difference(mean, float(low), float(high), mean / _mean(theirs, w))
+    level = _mean(theirs, w)
+    return Difference(mean, float(low), float(high), mean / level if level else float("nan"))
 
 
 def _given(probabilities: FloatArray, generated: FloatArray) -> FloatArray:
@@ -213,10 +222,9 @@ def _mean_square(a: FloatArray, b: FloatArray) -> FloatArray:
     return (a * a + a * b + b * b) / 3
 
 
-def _pinball(lengths: FloatArray, bounds: FloatArray, cut: BoolArray) -> FloatArray:
+def _pinball(lengths: FloatArray, bounds: FloatArray) -> FloatArray:
     """Losses [N, 3] of bounds [N, 3]."""
-    bound = np.where(cut[:, None], np.minimum(bounds, lengths[:, None]), bounds)
-    over = lengths[:, None] - bound
+    over = lengths[:, None] - bounds
     level = np.array(LEVELS)
     return np.maximum(level * over, (level - 1) * over)
 

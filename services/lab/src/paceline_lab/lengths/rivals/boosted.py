@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.design import RawFeatures, fit_design, raw_features
@@ -43,18 +44,21 @@ class BoostedQuantiles:
             self._offsets, questions
         )
         weight = np.array([example.weight for example in examples])
-        self._boosters = [
-            HistGradientBoostingRegressor(
-                loss="quantile",
-                quantile=float(level),
-                max_iter=self._iterations,
-                learning_rate=0.08,
-                max_leaf_nodes=15,
-                min_samples_leaf=20,
-                random_state=0,
-            ).fit(columns, target, sample_weight=weight)
-            for level in _LEVELS
-        ]
+        with threadpool_limits(1):  # its threads only get in each other's way where others work too
+            self._boosters = [self._booster(float(level), columns, target, weight) for level in _LEVELS]
+
+    def _booster(
+        self, level: float, columns: FloatArray, target: FloatArray, weight: FloatArray
+    ) -> HistGradientBoostingRegressor:
+        return HistGradientBoostingRegressor(
+            loss="quantile",
+            quantile=level,
+            max_iter=self._iterations,
+            learning_rate=0.08,
+            max_leaf_nodes=15,
+            min_samples_leaf=20,
+            random_state=0,
+        ).fit(columns, target, sample_weight=weight)
 
     def predict(self, questions: Sequence[LengthQuestion]) -> FloatArray:
         """Bin masses float64[N, K]."""
