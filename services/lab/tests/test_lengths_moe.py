@@ -20,7 +20,7 @@ from paceline_lab.lengths.moe.share import best_share
 from paceline_lab.lengths.moe.training import MoeParams, Sample, gradient, loss, start, train
 
 WORDS, NUMBERS, FAMILIES = 256, 5, 3
-SMALL = MoeParams(components=8, hidden=8, basis=6, members=2, steps=600, every=100, learning_rate=5e-3)
+SMALL = MoeParams(components=8, hidden=8, basis=6, members=2, steps=400, every=100, learning_rate=5e-3)
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,8 @@ class Inputs:
 
     def numbers(self, numeric: Float32) -> Float32:
         """Standardised numbers within +-4, float32[N, F]."""
-        return np.clip((numeric - self.centre) * self.scale, -_NUMERIC_LIMIT, _NUMERIC_LIMIT).astype(
-            np.float32
-        )
+        standard = (numeric - self.centre) * self.scale
+        return np.asarray(np.clip(standard, -_NUMERIC_LIMIT, _NUMERIC_LIMIT), dtype=np.float32)
 
 
 def fit_inputs(
@@ -74,7 +73,9 @@ def fit_inputs(
     spread = np.sqrt(share @ (raw.numeric - centre) ** 2)
     scale = np.where(spread > _LEAST_SCALE, 1 / np.maximum(spread, _LEAST_SCALE), 0.0)
     found = np.asarray(documents @ (raw.text > 0)).ravel()
-    idf = np.where(found > 0, np.log((1 + documents.sum()) / (1 + found)) + 1, 0.0).astype(np.float32)
+    # What every row has (the bucket of an app without a name) tells nothing, and its absence must tell nothing either.
+    told = (found > 0) & (found < documents.sum() * (1 - 1e-9))
+    idf = np.where(told, np.log((1 + documents.sum()) / (1 + found)) + 1, 0.0).astype(np.float32)
     words = fit_components(
         _weighted(raw.text, idf),
         documents,

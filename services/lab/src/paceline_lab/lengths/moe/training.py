@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 class MoeParams:
     """Size of the network and how it learns."""
 
-    components: int = 48
+    components: int = 32
     """Components of the words that are found without looking at lengths."""
     ridge: float = 2.0
     """Penalty of the component that tells of length."""
@@ -30,11 +30,11 @@ class MoeParams:
     """Width of the hidden layer, H."""
     basis: int = 12
     """Smooth moves an expert has over the bins, B."""
-    members: int = 2
+    members: int = 3
     """Networks that are averaged; each stops by other held-out prompts, so that together they see every prompt."""
-    steps: int = 4000
+    steps: int = 1200
     """At most; the learning rate falls to zero over them."""
-    every: int = 200
+    every: int = 100
     """Steps between two looks at the held-out prompts."""
     patience: int = 5
     """Looks without a better score before it stops."""
@@ -45,7 +45,7 @@ class MoeParams:
     """Weight decay per unit of learning rate, decoupled from the gradient (Loshchilov and Hutter, 2019)."""
     blind: float = 0.1
     """Share of rows whose text a step does not see at all: the numbers alone must do for texts unlike any seen."""
-    dropout: float = 0.1
+    dropout: float = 0.3
     """Share of the features that a step does not see."""
     likelihood: float = 0.05
     """Weight of the log-likelihood beside the ranked probability score."""
