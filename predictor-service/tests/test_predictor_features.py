@@ -194,7 +194,7 @@ def test_the_app_stands_in_columns_of_its_own() -> None:
         ("x\n```\n", "code_fence_open", 0.5),
         ("1. a\n2. b\n12) c", "list_index", 1.2),
         ("no list", "in_list", 0.0),
-        ("- a\n- b\n- c", "list_index", 0.3),
+        ("- a\n- b\n• c", "list_index", 0.3),
         ("it goes on.\nit goes on.\nit goes on.\nit goes on.", "repeated_lines", 2 / 3),
         ("Rome fell.", "ends_sentence", 1.0),
         ("Rome fell", "ends_sentence", 0.0),

@@ -254,6 +254,28 @@ def test_collected_outputs_are_joined_with_their_prompts(tmp_path: Path) -> None
     assert corpus.missing == (f"collected outputs: 1 answer prompts that are not under {tmp_path}",)
 
 
+def test_collected_answers_to_an_agents_first_call_stay_with_its_session(tmp_path: Path) -> None:
+    call = {"f": "magagent", "s": "s1", "i": 0, "t": 0, "in_tok": 9, "out_tok": 20, "lcp_chars": 0}
+    row = {**call, "new_input": "user: plan it", "output": "hello"}
+    write_rows(tmp_path / "lmcache-agent-trace" / "calls_text.jsonl.xz", [row])
+    own = {
+        "model": "smollm2",
+        "prompt_id": prompt_id("plan it"),
+        "source": "lmcache-agent-trace",
+        "temperature": 0.0,
+        "seed": 1,
+        "max_tokens": 64,
+        "prompt_tokens": 31,
+        "output_tokens": 5,
+        "censored": False,
+        "output": "Hello",
+    }
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(own) + "\n")
+    corpus = load(tmp_path, sets=["lmcache-agent-trace"], collected=path)
+    assert [example.prompt_id for example in corpus.examples] == ["lmcache/s1"] * 2
+
+
 def test_prompts_are_cut_as_the_router_cuts_them() -> None:
     assert head_and_tail("short") == ("short", "")
     head, tail = head_and_tail("é" * PART_BYTES + "x")

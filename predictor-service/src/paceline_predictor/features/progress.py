@@ -17,7 +17,7 @@ NAMES: Final = (
 )
 
 _FENCE: Final = b"```"
-_LIST_ITEM: Final = re.compile(rb"(?:^|\n)[ \t]{0,8}(?:(\d{1,3})[.)]|[-*\x95])[ \t]")
+_LIST_ITEM: Final = re.compile(rb"(?:^|\n)[ \t]{0,8}(?:(\d{1,3})[.)]|[-*]|\xe2\x80\xa2)[ \t]")
 _WORDS_BACK: Final = 96
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from paceline_lab.lengths.example import Example, Turn, chatml, head_and_tail
+from paceline_lab.lengths.example import Example, Turn, chatml, head_and_tail, text_id
 from paceline_lab.lengths.loaders.reading import csv_rows, json_rows, tokens
 from paceline_predictor.model import LengthQuestion
 
@@ -16,6 +16,18 @@ _FAMILIES: Final = {"taubench": "tools"}
 _TOOL_SCHEMA_TOKENS: Final = 2_500
 _CALL_WEIGHT: Final = 0.5
 """Calls of a session are alike."""
+
+
+LMCACHE: Final = "lmcache-agent-trace"
+
+
+def lmcache_sessions(folder: Path) -> dict[str, str]:
+    """By the id of a session's first input, as it is sent to be answered alone: the `prompt_id` of its examples."""
+    return {
+        text_id(row["new_input"].removeprefix("user: ")): f"lmcache/{row['s']}"
+        for row in json_rows(folder / "calls_text.jsonl.xz")
+        if row["i"] == 0
+    }
 
 
 def lmcache(folder: Path) -> Iterator[Example]:
@@ -50,7 +62,7 @@ def lmcache(folder: Path) -> Iterator[Example]:
             question,
             length,
             length >= _CEILING_TOKENS,
-            "lmcache-agent-trace",
+            LMCACHE,
             family,
             f"lmcache/{row['s']}",
             _CALL_WEIGHT,
