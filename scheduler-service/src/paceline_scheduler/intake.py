@@ -76,7 +76,8 @@ class Intake:
             add=None,
         )
         estimate = submit.estimate
-        row = table.add(attempt, cdf_from(estimate) if estimate.probabilities else PRIOR_CDF)
+        cdf = cdf_from(estimate) if estimate.probabilities else PRIOR_CDF
+        row = table.add(attempt, cdf, max(1, spec.max_tokens))
         if submit.task_call_budget_ms > 0 and slo.slo_class is SloClass.TASK:
             # The task's own budget runs from its first call; what counts here is this call's share.
             budget_ms = submit.elapsed_ms + submit.task_call_budget_ms
@@ -92,7 +93,6 @@ class Intake:
         table.arrival_ms[row] = arrival_ms
         table.prompt_tokens[row] = prompt_tokens_guess(spec)
         table.generated[row] = len(spec.forced_ids) // 4
-        table.max_tokens[row] = max(1, spec.max_tokens)
         table.token_limit[row] = submit.token_limit
         table.isolate_until[row] = submit.isolate_until_index
         table.priority[row] = int(np.clip(submit.priority, -(2**31) + 1, 2**31 - 1))

@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline_core import lengths
 from paceline_core.batch.state import RunState
 from paceline_core.batch.view import BatchView, Capacity, IntArray
 from paceline_core.engine_model import EngineModel
 from paceline_core.slo import OnMiss, SloClass
+from paceline_core.survival import LengthTable
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.interner import Interner
 
@@ -55,10 +55,11 @@ class LiveTable:
     started: NDArray[np.bool_]
     at_risk: NDArray[np.bool_]
     drops: NDArray[np.bool_]
-    length_cdf: NDArray[np.float32]
+    lengths: LengthTable
 
     def __init__(self, rows: int = 16) -> None:
         self._allocate(rows)
+        self.lengths = LengthTable(rows)
         self._attempts: list[Attempt | None] = [None] * rows
         self._free = list(range(rows - 1, -1, -1))
         self._row_of: dict[int, int] = {}
@@ -89,8 +90,8 @@ class LiveTable:
         """Attempts that have not ended."""
         return self._live
 
-    def add(self, attempt: Attempt, cdf: NDArray[np.float64]) -> int:
-        """Take a row for `attempt`, with the length CDF [K] of its request. Numbers not given by the attempt are 0.
+    def add(self, attempt: Attempt, cdf: NDArray[np.float64], max_tokens: int) -> int:
+        """Take a row for `attempt`, with the length CDF [K] and the limit of its request. Numbers not given are 0.
 
         Raises KeyError when the key is taken.
         """
@@ -116,7 +117,8 @@ class LiveTable:
         is_task = slo.slo_class is SloClass.TASK and slo.task_id
         self.task[row] = self._tasks.acquire(slo.task_id) if is_task else -1
         self.state[row] = RunState.QUEUED
-        self.length_cdf[row] = cdf
+        self.max_tokens[row] = max_tokens
+        self.lengths.put(np.array([row]), cdf[None, :], np.array([max_tokens]))
         self.alive[row] = True
         self._live += 1
         return row
@@ -177,17 +179,15 @@ class LiveTable:
 
     def estimate(self, row: int, cdf: NDArray[np.float64]) -> None:
         """A new length CDF [K] for a row."""
-        self.length_cdf[row] = cdf
+        self.lengths.put(np.array([row]), cdf[None, :], self.max_tokens[row : row + 1])
         self.mean_at[row] = -1.0
 
     def remaining_mean(self, rows: IntArray) -> NDArray[np.float64]:
         """[R] Expected output tokens still to come. Computed again only where tokens came out since: most rows wait."""
         stale = rows[self.mean_at[rows] != self.generated[rows]]
         if len(stale):
-            generated = self.generated[stale].astype(np.float64)
-            cdf = self.length_cdf[stale].astype(np.float64)
-            total = lengths.mean(cdf, generated, self.max_tokens[stale].astype(np.float64))
-            self.mean_left[stale] = np.maximum(total - generated, 1.0)
+            generated = self.generated[stale]
+            self.mean_left[stale] = self.lengths.remaining_mean(stale, generated)
             self.mean_at[stale] = generated
         return self.mean_left[rows]
 
@@ -212,7 +212,7 @@ class LiveTable:
             tenant=self.tenant[r],
             task=self.task[r],
             priority=self.priority[r],
-            length_table=self.length_cdf,
+            length_table=self.lengths.cdf,
             capacity=capacity,
             model=model,
         )
@@ -228,13 +228,13 @@ class LiveTable:
         for names, dtype in kinds:
             for name in names:
                 setattr(self, name, np.zeros(rows, dtype=dtype))
-        self.length_cdf = np.zeros((rows, lengths.K), dtype=np.float32)
 
     def _grow(self) -> None:
-        old = {name: getattr(self, name) for name in (*_INT, *_FLOAT, *_SMALL, *_BYTE, *_FLAG, "length_cdf")}
+        old = {name: getattr(self, name) for name in (*_INT, *_FLOAT, *_SMALL, *_BYTE, *_FLAG)}
         had = self.rows
         self._allocate(2 * had)
         for name, column in old.items():
             getattr(self, name)[:had] = column
+        self.lengths.grow(2 * had)
         self._attempts.extend([None] * had)
         self._free.extend(range(2 * had - 1, had - 1, -1))
