@@ -56,10 +56,14 @@ class CalibrationParams:
     spread_concentration: tuple[float, float, float] = (30.0, 15.0, 15.0)
     mixture_half_life: float = 100.0
     mixture_concentration: tuple[float, float, float] = (20.0, 20.0, 20.0)
-    base_share: float = 0.7
+    base_share: float = 0.9
     """Share of the base in the mixture before anything was learned."""
     pit_half_life: float = 200.0
-    pit_concentration: tuple[float, float, float] = (40.0, 20.0, 20.0)
+    pit_concentration: tuple[float, float, float] = (10.0, 10.0, 10.0)
+    conformal_outcomes: float = 0.4
+    """What is added above all outcomes of a key: of few, the largest is not yet the largest to come."""
+    settling_outcomes: float = 6.0
+    """Outcomes after which the offset of a new model is taken to be half found."""
     steering_gain: float = 0.003
     """How much an outcome moves the steered levels, at each level of keys."""
     max_worlds: int = 1
@@ -86,6 +90,7 @@ class _Forecast:
     mean: FloatArray
     variance: FloatArray
     shipped: FloatArray
+    concentration: FloatArray
     offset: FloatArray
     parts: FloatArray
     """[2, N, K]: stretched base, histogram."""
@@ -186,7 +191,7 @@ class OnlineLengths:
                 np.asarray(base)[picked],
                 [keys[i] for i in wave],
                 g[picked],
-                np.minimum(np.asarray(lengths, dtype=np.float64)[picked], OPEN_EDGE),
+                np.minimum(np.asarray(lengths, dtype=np.float64)[picked], OPEN_EDGE - 1),
                 np.asarray(censored, dtype=np.bool_)[picked],
                 limits[picked],
                 promised[picked],
@@ -291,9 +296,12 @@ class OnlineLengths:
         mixed = share[:, None] * parts[0] + (1 - share[:, None]) * parts[1]
         mixed_cdf = np.minimum(np.cumsum(mixed, axis=1), 1.0)
         mixed_cdf[:, -1] = 1.0
-        table = pit_map(calibration[:, :PIT_BINS], self._steer[places].sum(axis=1))
+        shares = calibration[:, :PIT_BINS]
+        known = self._calibration.weights[places[:, -1], 0] + self._c_calibration[-1, 0]
+        shares[:, -1] += self.params.conformal_outcomes / known
+        table = pit_map(shares, self._steer[places].sum(axis=1))
         return _Forecast(
-            g, mean, variance, shipped, learned[:, K], parts, share, mixed_cdf, table,
+            g, mean, variance, shipped, concentration, learned[:, K], parts, share, mixed_cdf, table,
             recalibrated(mixed_cdf, table),
         )  # fmt: skip
 
@@ -343,6 +351,7 @@ class OnlineLengths:
             log_square = np.where(censored, later @ LOG_MIDDLE**2, log_square)
             likelihood = np.where(censored, (f.parts * beyond).sum(axis=2), likelihood)
         first = g == 0
+        settled = self._settled(paths, f.concentration)
         residual = log_length - f.mean - f.shipped
         off = residual - f.offset
         spread = log_square - log_length**2 + off**2
@@ -362,7 +371,8 @@ class OnlineLengths:
         values = np.empty((n, PIT_BINS + 1))
         values[:, :PIT_BINS] = pit_shares(u, censored, f.table)
         values[:, PIT_BINS] = weighed[0] / weighed.sum(axis=0)
-        weight = np.ones((n, PIT_BINS + 1))
+        weight = np.empty((n, PIT_BINS + 1))
+        weight[:, :PIT_BINS] = settled[:, None]
         weight[:, PIT_BINS] = usable
         self._calibration.add(places, values, weight)
 
@@ -386,6 +396,20 @@ class OnlineLengths:
             np.where(usable, off, np.nan),
             _width(f.answer, g),
         )
+
+    def _settled(self, paths: Rows, concentration: FloatArray) -> FloatArray:
+        """How far the offset of each path has been found, from 0 to 1: a PIT from before says little about one after.
+
+        n outcomes at a level, on top of a level above that rests on m of them and is worth c: n + c m / (c + m).
+        """
+        weights = self._lengths.weights[paths, 0]
+        c = concentration[..., K]
+        behind = np.where(c[..., 1] >= self.params.offset_strongest / 2, np.inf, weights[:, 0])
+        for level in (1, 2):
+            parent = c[..., level]
+            worth = np.where(np.isinf(behind), parent, parent * behind / (parent + behind))
+            behind = weights[:, level] + worth
+        return np.asarray(behind / (behind + self.params.settling_outcomes))
 
     def _shipped(self, keys: Sequence[LengthKey]) -> tuple[FloatArray, FloatArray]:
         """Shipped offsets [N], and what each level's parent is worth, [3, K + 2] or [N, 3, K + 2]."""

@@ -22,8 +22,9 @@ IDENTITY = np.diff(PIT_EDGES, prepend=0.0)
 
 _BORDERS = np.concatenate([[0.0], PIT_EDGES])
 _KNOTS = np.concatenate([[0.0], LEVELS, [1.0]])
-_ROOM = np.array([[0.1, 0.75], [0.76, 0.985], [0.99, 0.999]])
-"""Between what and what each steered level stays."""
+_LOWEST, _HIGHEST = np.array([0.25, 0.8, 0.86]), np.array([0.75, 0.975, 0.995])
+"""Between what each steered level stays, and how far the highest stays above the one below."""
+_APART = 0.005
 
 
 def pit_map(shares: FloatArray, steer: FloatArray) -> FloatArray:
@@ -34,7 +35,8 @@ def pit_map(shares: FloatArray, steer: FloatArray) -> FloatArray:
     np.cumsum(shares, axis=1, out=table[:, 1:])
     table /= table[:, -1:]
     knots = np.zeros((n, 5))
-    knots[:, 1:4] = np.clip(LEVELS + steer, _ROOM[:, 0], _ROOM[:, 1])
+    knots[:, 1:4] = np.clip(LEVELS + steer, _LOWEST, _HIGHEST)
+    knots[:, 3] = np.maximum(knots[:, 3], knots[:, 2] + _APART)
     knots[:, 4] = 1.0
     return _between(table, knots)
 
