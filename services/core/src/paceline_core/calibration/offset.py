@@ -33,15 +33,18 @@ def stretched(
     cdf = np.zeros((n, K + 1))
     np.cumsum(probabilities, axis=1, out=cdf[:, 1:])
     back = mean[:, None] + (_LOG_EDGES[1:-1] - (mean + offset)[:, None]) / scale[:, None]
-    at = np.interp(back, _LOG_EDGES, _STEPS)
-    bin_ = np.minimum(at.astype(np.int64), K - 1)
-    share = at - bin_
-    rows = np.arange(n)[:, None]
-    below = cdf[rows, bin_]
     out = np.empty((n, K + 1))
     out[:, 0], out[:, K] = 0.0, cdf[:, K]
-    out[:, 1:K] = below + share * (cdf[rows, bin_ + 1] - below)
-    return np.diff(out, axis=1)
+    if n == 1:  # the same in one step
+        out[0, 1:K] = np.interp(back[0], _LOG_EDGES, cdf[0])
+    else:
+        at = np.interp(back, _LOG_EDGES, _STEPS)
+        bin_ = np.minimum(at.astype(np.int64), K - 1)
+        share = at - bin_
+        rows = np.arange(n)[:, None]
+        below = cdf[rows, bin_]
+        out[:, 1:K] = below + share * (cdf[rows, bin_ + 1] - below)
+    return np.asarray(out[:, 1:] - out[:, :-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,9 @@ class OnlineLengths:
         self._c_calibration[:, PIT_BINS] = p.mixture_concentration
         self._length_prior = np.concatenate([prior(many), [0.0, 1.0]])
         self._calibration_prior = np.append(IDENTITY, p.base_share)
+        self._asked: dict[
+            tuple[LengthKey, int, bytes], tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]
+        ] = {}
         self._grow(self._first_app + min(16, self._apps.capacity))
 
     @property
@@ -203,6 +206,7 @@ class OnlineLengths:
         """Another model makes the base from now on: what was learned about the last one's answers is forgotten, and
         the histograms stay."""
         self._offsets = offsets
+        self._asked.clear()
         self._lengths.sums[:, K:] = self._lengths.weights[:, K:] = 0.0
         self._calibration.clear(slice(None))
         self._steer[:] = 0.0
@@ -278,10 +282,8 @@ class OnlineLengths:
         usable: NDArray[np.bool_] | None,
     ) -> _Forecast:
         g = np.clip(generated, 0.0, OPEN_EDGE - 1)
-        shipped, concentration = self._shipped(keys)
-        learned = self._lengths.mean(paths, self._length_prior, concentration)
-        places = paths * len(BUCKETS) + np.searchsorted(_BUCKET_ENDS, g, side="right")[:, None]
-        calibration = self._calibration.mean(places, self._calibration_prior, self._c_calibration)
+        known = self._known_of(keys, paths, g)
+        shipped, concentration, learned, calibration, table = known
         missing = None if usable is None or usable.all() else ~usable
         mass = _distributions(base if missing is None else np.where(missing[:, None], TAIL, base))
         mean, variance = log_moments(mass)
@@ -296,14 +298,36 @@ class OnlineLengths:
         mixed = share[:, None] * parts[0] + (1 - share[:, None]) * parts[1]
         mixed_cdf = np.minimum(np.cumsum(mixed, axis=1), 1.0)
         mixed_cdf[:, -1] = 1.0
-        shares = calibration[:, :PIT_BINS]
-        known = self._calibration.weights[places[:, -1], 0] + self._c_calibration[-1, 0]
-        shares[:, -1] += self.params.conformal_outcomes / known
-        table = pit_map(shares, self._steer[places].sum(axis=1))
         return _Forecast(
             g, mean, variance, shipped, concentration, learned[:, K], parts, share, mixed_cdf, table,
             recalibrated(mixed_cdf, table),
         )  # fmt: skip
+
+    def _known_of(
+        self, keys: Sequence[LengthKey], paths: Rows, g: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+        """What is known of keys after g tokens: shipped offsets, concentrations, lengths, calibration, map.
+
+        Kept for single questions until the next outcome: of a live request the same is asked again and again.
+        """
+        buckets = np.searchsorted(_BUCKET_ENDS, g, side="right")
+        asked = (keys[0], int(buckets[0]), paths.tobytes()) if len(keys) == 1 else None
+        if asked is not None and (kept := self._asked.get(asked)) is not None:
+            return kept
+        shipped, concentration = self._shipped(keys)
+        learned = self._lengths.mean(paths, self._length_prior, concentration)
+        places = paths * len(BUCKETS) + buckets[:, None]
+        calibration = self._calibration.mean(places, self._calibration_prior, self._c_calibration)
+        shares = calibration[:, :PIT_BINS]
+        known = self._calibration.weights[places[:, -1], 0] + self._c_calibration[-1, 0]
+        shares[:, -1] += self.params.conformal_outcomes / known
+        table = pit_map(shares, self._steer[places].sum(axis=1))
+        known = (shipped, concentration, learned, calibration, table)
+        if asked is not None:
+            if len(self._asked) >= _MOST_ASKED:
+                self._asked.clear()
+            self._asked[asked] = known
+        return known
 
     def _learn(
         self,
@@ -332,6 +356,7 @@ class OnlineLengths:
             return
         paths = self._claim(keys, worlds)
         f = self._forecast(base, keys, generated, paths, usable)
+        self._asked.clear()
         p, g = self.params, f.generated
         n = len(keys)
         rows = np.arange(n)
@@ -485,6 +510,7 @@ class OnlineLengths:
         self._drift.clear(row)
 
 
+_TAIL_SHARE = TAIL_MIX * TAIL
 _BUCKET_ENDS = np.array(BUCKETS[1:], dtype=np.float64)
 _SCALES = (0.3, 3.0)
 """A base is never taken to be further off in its spread."""
@@ -492,6 +518,7 @@ _FARTHEST = 3.0
 """Log residuals past it are drawn in: one answer of 30,000 tokens is no new model."""
 _FARTHEST_SQUARES = 9.0
 _FARTHEST_STEER = 0.15
+_MOST_ASKED = 512
 
 
 def _are_keys(keys: object) -> TypeGuard[list[list[list[str]]]]:
@@ -515,7 +542,7 @@ def _distributions(base: FloatArray) -> FloatArray:
     """Checked and scaled to sum to 1, with the tail every reader mixes in."""
     mass = np.asarray(base, dtype=np.float64)
     total = mass.sum(axis=1, keepdims=True)
-    if mass.shape[1] != K or not np.isfinite(total).all() or (mass < 0).any() or (total <= 0).any():
+    if mass.shape[1] != K or not np.isfinite(total).all() or mass.min(initial=0.0) < 0 or (total <= 0).any():
         raise ValueError("bin masses must be finite, not negative, and not all zero")
     return np.asarray((1 - TAIL_MIX) / total * mass + TAIL_MIX * TAIL)
 
@@ -540,9 +567,10 @@ def _cdf_at(cdf: FloatArray, lengths: FloatArray, generated: FloatArray) -> Floa
 def _whole(cdf: FloatArray, generated: FloatArray) -> FloatArray:
     """Bin masses of the whole length which, conditioned on `generated` and with the heavy tail mixed in as all readers
     do, have these CDFs."""
-    mass = np.diff(cdf, axis=1, prepend=0.0)
+    mass = cdf.copy()
+    mass[:, 1:] -= cdf[:, :-1]
     if not generated.any():
-        mass = np.maximum(mass - TAIL_MIX * TAIL, 0.0)
+        mass = np.maximum(mass - _TAIL_SHARE, 0.0)
         return np.asarray(mass / mass.sum(axis=1, keepdims=True))
     ahead = np.clip((UPPER - generated[:, None]) / (UPPER - LOWER), 0.0, 1.0)
     tail = TAIL_MIX * TAIL * ahead
