@@ -25,6 +25,7 @@ _INPUTS = {
     "pattern_apps": ("tensor(int64)", [None]),
     "pattern_weights": ("tensor(float)", [None]),
     "levels": ("tensor(float)", [None, None]),
+    "sharpness": ("tensor(float)", [None]),
 }
 _OUTPUTS = (
     "summary",
@@ -79,12 +80,17 @@ class TaskMatcher:
             np.zeros((1, 3), dtype=np.float32),
             np.zeros(1, dtype=np.int64),
         )
-        found = self.run(empty, table_of([]), np.full((1, 2), 0.5, dtype=np.float32))
+        found = self.run(empty, table_of([]), np.full((1, 2), 0.5, dtype=np.float32), np.ones(1, dtype=np.float32))
         if found.shares.shape != (1, SHARES) or not np.isfinite(found.critical_tokens).all():
             raise ModelFileError("the graph does not answer as a task matcher does")
 
-    def run(self, batch: PartialBatch, patterns: PatternTable, levels: Floats) -> Matches:
-        """Forecast all tasks at once; `levels` is float32[B, Q], in (0, 1). Raises ModelFileError when the graph fails."""
+    def run(
+        self, batch: PartialBatch, patterns: PatternTable, levels: Floats, sharpness: Floats
+    ) -> Matches:
+        """Forecast all tasks at once; `levels` is float32[B, Q], in (0, 1), `sharpness` float32[B].
+
+        Raises ModelFileError when the graph fails.
+        """
         inputs = {name: getattr(batch, name) for name in PartialBatch.__slots__}
         inputs |= {
             "pattern_cells": patterns.cells,
@@ -92,6 +98,7 @@ class TaskMatcher:
             "pattern_apps": patterns.apps,
             "pattern_weights": patterns.weights,
             "levels": levels,
+            "sharpness": sharpness,
         }
         return Matches(*run_session(self._session, list(_OUTPUTS), inputs))
 

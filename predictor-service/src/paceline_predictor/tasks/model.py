@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paceline_core.tasks.forecast import StageForecast, TaskForecast
 from paceline_core.tasks.graph import Stages, TaskGraph, app_code, stages_of
 from paceline_core.tasks.pattern import PatternTable, partials, pattern_of
-from paceline_predictor.tasks.levels import RAW_LEVELS, LevelMaps, places
+from paceline_predictor.tasks.levels import RAW_LEVELS, SHARPNESS, LevelMaps, log_pinball, places
 from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
 from paceline_predictor.tasks.matcher import Matches, TaskMatcher
 
@@ -89,7 +89,8 @@ class TaskModel:
             table, ids = self._library.table()
             raw = np.stack([self._levels.raw(app, wanted) for app in batch.apps.tolist()])
             coverage = [self._levels.coverage_p90(app) for app in batch.apps.tolist()]
-        found = matcher.run(batch, table, raw.astype(np.float32))
+            sharpness = np.array([SHARPNESS[self._levels.sharpness(app)] for app in batch.apps.tolist()])
+        found = matcher.run(batch, table, raw.astype(np.float32), sharpness.astype(np.float32))
         sources = _sources(matcher.shipped, found, table, batch.apps, batch.stages)
         return [
             _value(found, i, sources[i], _name(matcher.shipped, found, ids, i), coverage[i], matcher.version)
@@ -142,18 +143,23 @@ class TaskModel:
     def _score(self, app: str, stages: Stages) -> None:
         n = len(stages)
         cuts = np.unique(np.linspace(1, n, min(n, _SCORED_CUTS)).round().astype(int)).tolist()
-        batch = partials([(app, stages.begun(cut)) for cut in cuts])
+        ways = len(SHARPNESS)
+        batch = partials([(app, stages.begun(cut)) for _ in range(ways) for cut in cuts])
         code = app_code(app)
         with self._lock:
             table, _ = self._library.table()
             p90 = self._levels.raw(code, np.array([_P90]))
-        levels = np.tile(np.concatenate([RAW_LEVELS, p90]).astype(np.float32), (len(cuts), 1))
-        quantiles = self.matcher.run(batch, table, levels).critical_tokens.astype(np.float64)
+            used = self._levels.sharpness(code)
+        levels = np.tile(np.concatenate([RAW_LEVELS, p90]).astype(np.float32), (len(batch), 1))
+        sharpness = np.repeat(np.array(SHARPNESS, dtype=np.float32), len(cuts))
+        found = self.matcher.run(batch, table, levels, sharpness).critical_tokens.astype(np.float64)
+        quantiles = found.reshape(ways, len(cuts), -1)
         truth = np.array([stages.critical_tokens[cut - 1 :].sum() for cut in cuts])
-        held = truth <= quantiles[:, -1]
+        held = truth <= quantiles[used, :, -1]
+        losses = np.array([log_pinball(way[:, :-1], truth).mean() for way in quantiles])
         weight = 1.0 / len(cuts)
         with self._lock:
-            self._levels.learn(code, places(quantiles[:, :-1], truth), held, weight)
+            self._levels.learn(code, places(quantiles[used, :, :-1], truth), held, losses, weight)
             self._held += weight * float(held.sum())
             self._scored += 1.0
 

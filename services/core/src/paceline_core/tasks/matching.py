@@ -5,8 +5,13 @@ knows:
 
     d(q, m) = E^(growth - 1) * sum_p recency^(last - p) * sum_a w_a * (q_pa - m_pa)^2,    E = sum_p recency^(last - p)
 
-Patterns with fewer stages than q are out. A component's weight is count * exp(-d / 2 - cost of its group); the
-NEAREST heaviest and a background (what tasks do in general) form the mixture that every quantity is read from.
+Patterns with fewer stages than q are out. A component's weight is
+
+    count * exp(-sharpness * (d - (1 - unlikeness) * least d of its group) / 2 - cost of its group),
+
+where the groups are the patterns of q's application and all others; the others' counts are scaled to add up to 1. The NEAREST heaviest and a background (what tasks do
+in general) form the mixture that every quantity is read from. Sharpness 0 is what the application's tasks that got this far
+still needed, whatever they looked like; it is set per task, as what was learned of the application says.
 """
 
 import math
@@ -16,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline_core.tasks.params import (
+    CARRY_AFTER_STAGES,
     GRID_POINTS,
     GRID_STEP,
     MAX_SHIFT,
@@ -73,10 +79,14 @@ class Forecasts:
 
 
 def forecast(
-    batch: PartialBatch, table: PatternTable, shipped: int, params: MatcherParams, levels: Floats
+    batch: PartialBatch,
+    table: PatternTable,
+    params: MatcherParams,
+    levels: Floats,
+    sharpness: Floats,
 ) -> Forecasts:
-    """Forecast B tasks; the first `shipped` patterns of the table came with the model. `levels` is [B, Q], in (0, 1)."""
-    logits, mean_distance = _logits(batch, table, shipped, params)
+    """Forecast B tasks. `levels` is [B, Q], in (0, 1); `sharpness` [B], >= 0."""
+    logits, mean_distance = _logits(batch, table, params, sharpness)
     k = min(NEAREST, len(table))
     nearest = np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int64)
     chosen = np.take_along_axis(logits, nearest, axis=1)
@@ -125,7 +135,8 @@ def forecast(
 
     done = (before * values[..., CRITICAL]).sum(axis=2)
     shift = np.log1p(batch.done_critical)[:, None].astype(np.float64) - np.log1p(done)
-    shift = params.scale_carry * np.clip(shift, -MAX_SHIFT, MAX_SHIFT)
+    carried = params.scale_carry * current / (current + CARRY_AFTER_STAGES)
+    shift = carried[:, None] * np.clip(shift, -MAX_SHIFT, MAX_SHIFT)
     a, b, c = params.background_log
     bg_log = a + b * np.log1p(batch.done_critical) + c * np.log1p(seen)
     spread = np.where(own, params.spread, params.other_spread)
@@ -146,6 +157,13 @@ def forecast(
     bg_shares = _even_shares(bg_stages)
     share = (mass_left[..., None] * shares).sum(axis=1) + bg_left[:, None] * bg_shares
     share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
+    # The median wastes less of a budget than the mean where a task may be short or long; later stages keep their ratios.
+    now = _median(
+        np.concatenate([shares[..., 0], bg_shares[:, :1]], axis=1),
+        np.concatenate([mass_left, bg_left[:, None]], axis=1),
+    )
+    later_shares = share[:, 1:] * (1.0 - now) / np.maximum(share[:, 1:].sum(axis=1, keepdims=True), 1e-9)
+    share = np.concatenate([1.0 - later_shares.sum(axis=1, keepdims=True), later_shares], axis=1)
 
     probability = (mass[..., None] * exists).sum(axis=1)
     coming = np.stack(
@@ -193,7 +211,7 @@ def distance_parts(
 
 
 def _logits(
-    batch: PartialBatch, table: PatternTable, shipped: int, params: MatcherParams
+    batch: PartialBatch, table: PatternTable, params: MatcherParams, sharpness: Floats
 ) -> tuple[Floats, Floats]:
     """Log weights and mean distances a position, float64[B, M] each."""
     parts, effective = distance_parts(batch, table, params.recency)
@@ -201,10 +219,20 @@ def _logits(
     total = np.tensordot(scales, parts.astype(np.float64), axes=1)
     effective = np.maximum(effective, 1e-6)[:, None]
     own = (table.apps[None, :] == batch.apps[:, None]) & (batch.apps[:, None] != 0)
-    cost = np.where(np.arange(len(table)) < shipped, params.shipped_cost, params.other_app_cost)
-    logits = np.log(np.maximum(table.weights, 1e-9)) - np.where(own, 0.0, cost)
-    logits = logits - 0.5 * total * effective ** (params.growth - 1.0)
-    return np.where(table.stages[None, :] >= batch.stages[:, None], logits, NO_MATCH), total / effective
+    alive = table.stages[None, :] >= batch.stages[:, None]
+    half = 0.5 * sharpness[:, None] * total * effective ** (params.growth - 1.0)
+    counts = np.maximum(table.weights, 1e-9)
+    others = np.maximum((counts * ~own).sum(axis=1, keepdims=True), 1e-9)
+    weight = np.log(counts) - np.where(own, 0.0, params.other_app_cost + np.log(others))
+    least = np.where(own, group_least(half, own & alive), group_least(half, ~own & alive))
+    logits = weight - half + (1.0 - params.unlikeness) * least
+    return np.where(alive, logits, NO_MATCH), total / effective
+
+
+def group_least(distance: Floats, group: NDArray[np.bool_]) -> Floats:
+    """Least distance within a group, float64[B, 1]; 0 where the group is empty."""
+    least = np.where(group, distance, -NO_MATCH).min(axis=1, keepdims=True, initial=-NO_MATCH)
+    return np.where(least < -NO_MATCH / 2, least, 0.0)
 
 
 def _position_weights(batch: PartialBatch, recency: float) -> NDArray[np.float32]:
@@ -226,6 +254,14 @@ def _shares(slots: Floats, now: Floats, whole: Floats, running: NDArray[np.float
     share = work / np.maximum(whole, 1e-9)[..., None]
     rest = np.maximum(1.0 - share.sum(axis=2, keepdims=True), 0.0)
     return np.concatenate([share, rest], axis=2)
+
+
+def _median(values: Floats, weights: Floats) -> Floats:
+    """Weighted medians of rows, float64[B, 1]: the least value that holds half of the weight."""
+    order = values.argsort(axis=1, kind="stable")
+    total = np.take_along_axis(weights, order, axis=1).cumsum(axis=1)
+    at = (total < 0.5 * total[:, -1:]).sum(axis=1, keepdims=True)
+    return np.take_along_axis(values, np.take_along_axis(order, at, axis=1), axis=1)
 
 
 def _even_shares(stages: Floats) -> Floats:

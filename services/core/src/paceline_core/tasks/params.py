@@ -7,13 +7,15 @@ from paceline_core.tasks.pattern import A
 
 SHARES: Final = 12
 """Stages that a forecast tells apart; the last one holds all that come later."""
-NEAREST: Final = 32
+NEAREST: Final = 64
 """Patterns that a forecast is made of."""
-GRID_STEP: Final = 1.0 / 6
-GRID_POINTS: Final = 97
+GRID_STEP: Final = 0.25
+GRID_POINTS: Final = 65
 """Points of log(1 + tokens), 0 .. 16, between which quantiles are interpolated."""
 MIN_REST: Final = 0.25
 """A running stage is expected to write at least this share of what its pattern wrote."""
+CARRY_AFTER_STAGES: Final = 4.0
+"""Ended stages at which half of `scale_carry` counts: the ratio of one short stage is mostly noise."""
 MAX_SHIFT: Final = 2.0
 """Most that `scale_carry` moves a pattern, in log."""
 
@@ -30,12 +32,13 @@ class MatcherParams:
     """Weight of a position relative to the one after it."""
     growth: float = 0.5
     """The mean distance a position is multiplied by (positions seen)^growth."""
-    other_app_cost: float = 2.0
-    """Log weight that a pattern of another application loses."""
-    shipped_cost: float = 3.0
-    """Log weight that a shipped pattern of another application loses."""
-    background_cost: float = 6.0
-    """Negative log weight of the background."""
+    unlikeness: float = 0.3
+    """Share of the least distance of its group (own application, others) that counts against a pattern: a task that is
+    unlike all of its application is still more one of its application than of another."""
+    other_app_cost: float = 0.0
+    """Negative log of how many tasks of the application all others together are worth."""
+    background_cost: float = 2.0
+    """The same for the background."""
     spread: float = 0.5
     """Standard deviation, in log, of what remains around a pattern of the same application."""
     other_spread: float = 1.0

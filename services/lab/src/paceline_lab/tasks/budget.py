@@ -12,18 +12,21 @@ from collections.abc import Sequence
 
 def run_budget(
     work: Sequence[float], shares: Sequence[float], phis: Sequence[float], top_speed: float
-) -> tuple[bool, float]:
-    """Whether the task ends in its budget of 1, and the greatest speed that its sub-deadlines asked for (capped at 10).
+) -> tuple[bool, float, float]:
+    """Whether the task ends in its budget of 1, and the mean and the greatest speed that its work was served at.
+
+    The mean is over work (the integral of speed squared over time): what just-in-time service costs the others, 1 at best.
 
     `shares`: of each stage in the work that is left at its begin; where `phis` is a number, the stage has to end at
     that share of the whole budget instead.
     """
     total = sum(work)
-    left, fastest = 1.0, 0.0
+    left, fastest, pressure = 1.0, 0.0, 0.0
     for stage, share, phi in zip(work, shares, phis, strict=True):
         need = stage / total
         given = share * left if math.isnan(phi) else phi - (1.0 - left)
-        speed = need / given if given > 0 else (10.0 if need > 0 else 0.0)
-        fastest = max(fastest, min(speed, 10.0))
-        left -= max(given, need / top_speed)
-    return left >= -1e-9, fastest
+        took = max(given, need / top_speed, 1e-12)
+        fastest = max(fastest, need / took)
+        pressure += need * need / took
+        left -= took
+    return left >= -1e-6, pressure, fastest

@@ -47,6 +47,7 @@ _INPUTS = (
     ("pattern_apps", _INT, ["M"]),
     ("pattern_weights", _FLOAT, ["M"]),
     ("levels", _FLOAT, ["B", "Q"]),
+    ("sharpness", _FLOAT, ["B"]),
 )
 _OUTPUTS = (
     ("summary", _FLOAT, ["B", 4]),
@@ -163,15 +164,22 @@ def _write(g: _Writer, params: MatcherParams, shipped: PatternTable) -> None:
         "And", g.op("Equal", g.expand(apps, 0), g.expand("apps", 1)), g.expand(named, 1)
     )
     n = g.op("Shape", lengths)
-    # The first `shipped` patterns of the table are those of the file.
-    place = g.op("Range", g.constant(0, np.int64), g.op("Squeeze", n), g.constant(1, np.int64))
-    is_shipped = g.op("Less", place, g.constant(len(shipped), np.int64))
-    cost = g.op("Where", is_shipped, params.shipped_cost, params.other_app_cost)
-    cost = g.op("Where", own_all, 0.0, g.expand(cost, 0))
-    logits = g.op("Sub", g.expand(g.op("Log", g.op("Max", counts, 1e-9)), 0), cost)
-    grown = g.op("Mul", g.op("Pow", effective, params.growth - 1.0), -0.5)
-    logits = g.op("Add", logits, g.op("Mul", total, grown))
+    counts = g.op("Max", counts, 1e-9)
+    strange = g.number(g.op("Not", own_all))
+    others = g.op("MatMul", strange, g.expand(counts, 1))
+    cost = g.op("Add", g.op("Log", g.op("Max", others, 1e-9)), params.other_app_cost)
+    logits = g.op("Sub", g.expand(g.op("Log", counts), 0), g.op("Mul", strange, cost))
+    grown = g.op("Mul", g.op("Pow", effective, params.growth - 1.0), 0.5)
+    half = g.op("Mul", total, g.op("Mul", grown, g.expand("sharpness", 1)))
     long_enough = g.op("GreaterOrEqual", g.expand(lengths, 0), g.expand("stages", 1))
+
+    def group_least(group: str) -> str:
+        least = g.op("Where", g.op("And", group, long_enough), half, -NO_MATCH)
+        least = g.op("ReduceMin", least, axes=[1], keepdims=1)
+        return g.op("Where", g.op("Less", least, -NO_MATCH / 2), least, 0.0)
+
+    least = g.op("Where", own_all, group_least(own_all), group_least(g.op("Not", own_all)))
+    logits = g.op("Add", g.op("Sub", logits, half), g.op("Mul", least, 1.0 - params.unlikeness))
     logits = g.op("Where", long_enough, logits, NO_MATCH)
 
     k = g.op("Min", n, g.constant([NEAREST], np.int64))
@@ -232,7 +240,8 @@ def _write(g: _Writer, params: MatcherParams, shipped: PatternTable) -> None:
     shift = g.bounded(
         g.op("Sub", g.expand(log_done, 1), g.log1p(done)), -limits.MAX_SHIFT, limits.MAX_SHIFT
     )
-    shift = g.op("Mul", shift, params.scale_carry)
+    carried = g.op("Div", current, g.op("Add", current, limits.CARRY_AFTER_STAGES))
+    shift = g.op("Mul", shift, g.expand(g.op("Mul", carried, params.scale_carry), 1))
     a, b, c = params.background_log
     bg_log = g.op("Add", g.op("Add", g.op("Mul", log_done, b), g.op("Mul", log_seen, c)), a)
     inverse = g.op("Where", own, 1.0 / params.spread, 1.0 / params.other_spread)
@@ -257,15 +266,22 @@ def _write(g: _Writer, params: MatcherParams, shipped: PatternTable) -> None:
     work = g.op("Concat", g.expand(now, 2), g.part(of_slots[CRITICAL], 2, 1, SHARES - 1), axis=2)
     share = g.op("Div", work, g.expand(g.op("Max", critical, 1e-9), 2))
     tail = g.op("Relu", g.op("Sub", 1.0, g.total(share, 2, keep=1)))
-    share = g.op("Concat", share, tail, axis=2)
-    left = g.expand(g.op("Mul", mass, g.op("Sub", 1.0, over_n)), 1)
-    share = g.op("Squeeze", g.op("MatMul", left, share), g.axes(1))
+    each_share = g.op("Concat", share, tail, axis=2)
+    left_mass = g.op("Mul", mass, g.op("Sub", 1.0, over_n))
+    share = g.op("Squeeze", g.op("MatMul", g.expand(left_mass, 1), each_share), g.axes(1))
     up_to = g.op("Min", g.op("Div", g.constant(np.arange(1, SHARES)), g.expand(bg_stages, 1)), 1.0)
     one = g.op("Add", g.op("Mul", g.expand(bg_stages, 1), 0.0), 1.0)
     none = g.op("Sub", one, 1.0)
     even = g.op("Sub", g.op("Concat", up_to, one, axis=1), g.op("Concat", none, up_to, axis=1))
     share = g.op("Add", share, g.op("Mul", g.expand(bg_left, 1), even))
-    g.op("Div", share, g.op("Max", g.total(share, 1, keep=1), 1e-12), name="shares")
+    share = g.op("Div", share, g.op("Max", g.total(share, 1, keep=1), 1e-12))
+    first_shares = g.op("Concat", g.at(each_share, 2, 0), g.part(even, 1, 0, 1), axis=1)
+    now_share = _median(g, first_shares, g.op("Concat", left_mass, g.expand(bg_left, 1), axis=1))
+    later_shares = g.part(share, 1, 1, SHARES)
+    scale = g.op("Max", g.total(later_shares, 1, keep=1), 1e-9)
+    later_shares = g.op("Div", g.op("Mul", later_shares, g.op("Sub", 1.0, now_share)), scale)
+    first_share = g.op("Sub", 1.0, g.total(later_shares, 1, keep=1))
+    g.op("Concat", first_share, later_shares, name="shares", axis=1)
 
     weigh = g.expand(mass, 1)
 
@@ -312,6 +328,20 @@ def _distance(g: _Writer, params: MatcherParams, logs: str, codes: str) -> tuple
     cross = g.op("Gemm", wq, m, transB=1)
     total = g.op("Sub", g.op("Add", g.total(g.op("Mul", wq, q), 1, keep=1), square), g.op("Mul", cross, 2.0))
     return g.op("Relu", total), g.op("Max", g.total(weight, 1, keep=1), 1e-6)
+
+
+def _median(g: _Writer, values: str, weights: str) -> str:
+    """Weighted medians of rows [B, 1]."""
+    count = g.op("Slice", g.op("Shape", values), g.axes(1), g.axes(2), g.axes(0))
+    ordered = g.op("TopK", values, count, outputs=2, axis=1, largest=0)
+    order = g.nodes[-1].output[1]
+    total = g.op("CumSum", g.op("GatherElements", weights, order, axis=1), g.constant(1, np.int64))
+    half = g.op("Mul", g.total(weights, 1, keep=1), 0.5)
+    before = g.op("Cast", g.op("Less", total, half), to=_INT)
+    at = g.op("ReduceSum", before, g.axes(1), keepdims=1)
+    # Sums in another order may differ in the last digit.
+    at = g.op("Min", at, g.op("Sub", count, g.constant([1], np.int64)))
+    return g.op("GatherElements", ordered, at, axis=1)
 
 
 def _quantile_of_grid(g: _Writer, cdf: str, name: str) -> None:

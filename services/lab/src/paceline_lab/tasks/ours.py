@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from paceline_core.tasks.pattern import partials
 from paceline_lab.tasks.checkpoints import Checkpoint
 from paceline_lab.tasks.dataset import TaskExample
@@ -50,8 +52,8 @@ class Ours:
         """The shape that most of the mixture has."""
         matcher = self.model.matcher
         table, _ = self.model.library.table()
-        levels = partials([(app, cut.stages)]).values[:, :1, 0] * 0 + 0.5
-        found = matcher.run(partials([(app, cut.stages)]), table, levels)
+        half = np.full((1, 1), 0.5, dtype=np.float32)
+        found = matcher.run(partials([(app, cut.stages)]), table, half, np.ones(1, dtype=np.float32))
         mass: dict[Shape, float] = defaultdict(float)
         for place, share in zip(found.nearest[0] - matcher.shipped, found.mass[0], strict=True):
             if place >= 0:

@@ -25,7 +25,8 @@ def timing(model: TaskModel, *, runs: int = 200) -> dict[str, Any]:
         tasks = [("", _task(random)) for _ in range(size)]
         batch: PartialBatch = partials(tasks)
         levels = np.tile(np.array(QUANTILES, dtype=np.float32), (size, 1))
-        graph = _quantiles_ms(lambda b=batch, v=levels: model.matcher.run(b, full, v), runs)
+        sharpness = np.ones(size, dtype=np.float32)
+        graph = _quantiles_ms(lambda b=batch, v=levels, w=sharpness: model.matcher.run(b, full, v, w), runs)
         whole = _quantiles_ms(lambda t=tasks: model.forecast_stages(t), runs // 2)
         result[f"batch{size}"] = {"graph_ms": graph, "forecast_ms": whole}
     return result

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from paceline_core.tasks.matching import NO_MATCH, distance_parts
-from paceline_core.tasks.params import MAX_SHIFT, MatcherParams
+from paceline_core.tasks.params import CARRY_AFTER_STAGES, MAX_SHIFT, MatcherParams
 from paceline_core.tasks.pattern import A, PatternTable, partials, pattern_of, table_of
 from paceline_lab.tasks.checkpoints import Checkpoint, checkpoints
 from paceline_lab.tasks.dataset import TaskExample
@@ -235,7 +235,7 @@ def _problem(
         own,
         pattern_left <= 0,
         np.log1p(rest),
-        np.clip(shift, -MAX_SHIFT, MAX_SHIFT),
+        np.clip(shift, -MAX_SHIFT, MAX_SHIFT) * (ended / (ended + CARRY_AFTER_STAGES))[:, None],
         _log_normal(gap, _STAGE_SPREAD),
         truth,
         done,
@@ -255,7 +255,14 @@ def _loss(params: MatcherParams, problem: _Problem) -> tuple[float, Floats]:
     scales = np.array([*params.weights, params.actor_weight], dtype=np.float32)
     grown = -0.5 * problem.effective[:, None] ** (params.growth - 1.0)
     matched = np.tensordot(scales, problem.parts, axes=1) * grown
-    logits = np.where(problem.usable, matched - np.where(problem.own, 0.0, params.other_app_cost), NO_MATCH)
+    groups = [problem.usable & side for side in (problem.own, ~problem.own)]
+    nearest = [np.where(group, -matched, np.inf).argmin(axis=1) for group in groups]
+    rows = np.arange(len(matched))
+    least = np.where(problem.own, matched[rows, nearest[0]][:, None], matched[rows, nearest[1]][:, None])
+    kept = 1.0 - params.unlikeness
+    strangers = np.log(np.maximum((~problem.own).sum(axis=1), 1))[:, None]
+    logits = matched - kept * least - np.where(problem.own, 0.0, params.other_app_cost + strangers)
+    logits = np.where(problem.usable, logits, NO_MATCH)
     background = np.full(len(problem.truth), -params.background_cost)
     spread = np.where(problem.own, params.spread, params.other_spread)
     error = problem.truth[:, None] - problem.log_rest - params.scale_carry * problem.log_shift
@@ -271,13 +278,23 @@ def _loss(params: MatcherParams, problem: _Problem) -> tuple[float, Floats]:
     w = problem.weight
     more = w[:, None] * (post - prior)
     slope = (more * grown).astype(np.float32)
-    by_scale = scales * np.array([np.vdot(part, slope) for part in problem.parts], dtype=np.float64)
+    by_group = [np.where(group, slope, 0.0).sum(axis=1) for group in groups]
+    by_scale = scales * np.array(
+        [
+            np.vdot(part, slope)
+            - kept * sum(float(part[rows, at] @ by) for at, by in zip(nearest, by_group, strict=True))
+            for part in problem.parts
+        ],
+        dtype=np.float64,
+    )
+    from_least = np.where(problem.usable, matched - kept * least, 0.0)
     z = np.where(alike, error / spread, 0.0)
     tighter = w[:, None] * post * np.where(alike, z * z - 1.0, 0.0)
     gain = np.array(
         [
             *by_scale,
-            (more * np.where(problem.usable, matched, 0.0) * np.log(problem.effective)[:, None]).sum(),
+            (more * from_least * np.log(problem.effective)[:, None]).sum(),
+            (more * np.where(problem.usable, least, 0.0)).sum(),
             -more[~problem.own].sum(),
             -(w * (post_background - prior_background)).sum(),
             tighter[problem.own].sum(),
@@ -308,33 +325,34 @@ _BOUNDS = [
     *[(math.log(1e-3), math.log(60.0))] * A,
     (math.log(1e-2), math.log(20.0)),
     (0.0, 1.0),
+    (0.0, 0.5),
+    # A tag is trusted: all strangers together are worth one task of the application at most.
+    (0.0, 8.0),
     (0.0, 12.0),
-    (0.5, 15.0),
     (math.log(0.1), math.log(2.0)),
     (math.log(0.3), math.log(2.5)),
-    (0.0, 1.0),
+    (0.0, 0.7),
 ]
 
 
 def _pack(p: MatcherParams) -> Floats:
     logs = [math.log(w) for w in (*p.weights, p.actor_weight)]
     spreads = [math.log(p.spread), math.log(p.other_spread)]
-    return np.array([*logs, p.growth, p.other_app_cost, p.background_cost, *spreads, p.scale_carry])
+    return np.array([*logs, p.growth, p.unlikeness, p.other_app_cost, p.background_cost, *spreads, p.scale_carry])
 
 
 def _unpack(theta: Floats, like: MatcherParams) -> MatcherParams:
     weights = tuple(float(math.exp(x)) for x in theta[:A])
-    growth, other, background = (float(x) for x in theta[A + 1 : A + 4])
+    growth, unlikeness, other, background = (float(x) for x in theta[A + 1 : A + 5])
     return replace(
         like,
         weights=weights,
         actor_weight=float(math.exp(theta[A])),
         growth=growth,
+        unlikeness=unlikeness,
         other_app_cost=other,
-        # What was learned elsewhere counts a little less than what this deployment has seen.
-        shipped_cost=other + 0.5,
         background_cost=background,
-        spread=float(math.exp(theta[A + 4])),
-        other_spread=float(math.exp(theta[A + 5])),
-        scale_carry=float(theta[A + 6]),
+        spread=float(math.exp(theta[A + 5])),
+        other_spread=float(math.exp(theta[A + 6])),
+        scale_carry=float(theta[A + 7]),
     )
