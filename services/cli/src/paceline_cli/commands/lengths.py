@@ -1,20 +1,24 @@
 """`paceline lengths`: real output lengths of the embedded model."""
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from paceline_cli.errors_base import CommandError
+from paceline_cli.output import print_json, print_table
+from paceline_cli.stack.private import private_stack
 
 if TYPE_CHECKING:
     from paceline_lab.lengths.collect.run import Progress as Collected
+    from paceline_lab.lengths.live.run import LiveLengthsPlan
 
 app = typer.Typer(help="Real outputs to learn lengths from.", no_args_is_help=True)
 
@@ -87,6 +91,99 @@ def collect(
         f"{result.done} outputs in {out}; this run: {result.collected}, {result.censored} of them cut, "
         f"{result.too_long} prompts too long, {result.tokens} tokens in {result.seconds:.0f} s"
     )
+
+
+@app.command("live")
+def live(
+    requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 600,
+    warmup: Annotated[int, typer.Option(min=0, help="The first ones, scored apart.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests under way at once.")] = 8,
+    max_tokens: Annotated[
+        int, typer.Option(min=0, help="Limit of every answer. 0: each prompt's own.")
+    ] = 256,
+    temperatures: Annotated[
+        str, typer.Option(help="Sampling temperatures; one is drawn for each request.")
+    ] = "0,0.7,1.0",
+    seed: Annotated[int, typer.Option(help="Seed of the prompts' order and the sampler.")] = 1,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file of the private stack.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any key of the private stack: section.key=value. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Measure how often real answers are within the P90 declared at their arrival, from a cold start.
+
+    A private stack with nothing learned answers the prompts of this package, which no model is trained on. A bound that
+    stands at the limit of the answer cannot be missed and is not scored.
+
+    Example: paceline lengths live --requests 600 --json
+    """
+    from paceline_lab.lengths.live.run import LiveLengthsError, LiveLengthsPlan
+
+    plan = LiveLengthsPlan(
+        requests, warmup, concurrency, max_tokens, _numbers(temperatures, "--temperatures"), seed
+    )
+    try:
+        result = asyncio.run(_live(plan, config, tuple(sets or ())))
+    except* LiveLengthsError as errors:
+        raise CommandError(str(errors.exceptions[0])) from None
+    if as_json:
+        print_json(result)
+        return
+    names = ("warmup", "scored", *(f"app {app}" for app in result["by_app"]))
+    groups = (result["warmup"], result["scored"], *result["by_app"].values())
+    columns = ("group", "requests", "scored", "P90 coverage", "+-", "P90/P50", "cut", "sources")
+    print_table(
+        columns,
+        [
+            (
+                name,
+                group["requests"],
+                group["scored"],
+                _percent(group["coverage_p90"]),
+                _percent(group["standard_error"]),
+                "-" if group["width"] is None else f"{group['width']:.2f}",
+                group["cut"],
+                ", ".join(f"{source} {count}" for source, count in sorted(group["sources"].items())),
+            )
+            for name, group in zip(names, groups, strict=True)
+        ],
+        right=columns[1:-1],
+    )
+    for model in result["predictor"] or ():
+        _say(
+            f"the predictor says: {model['kind']} {model['version']}, {model['observed']} outcomes, "
+            f"P90 coverage {_percent(model['coverage_p90'])}"
+        )
+
+
+async def _live(plan: "LiveLengthsPlan", config: Path | None, sets: tuple[str, ...]) -> dict[str, Any]:
+    from paceline_lab.lengths.live.run import run_live_lengths
+
+    bar = Progress(
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=_stderr,
+        disable=not _stderr.is_terminal,
+    )
+    async with private_stack(file=config, overrides=sets, on_event=_say) as stack:
+        task = bar.add_task("requests", total=plan.requests)
+        with bar:
+            return await run_live_lengths(
+                plan,
+                stack.addresses.router,
+                stack.addresses.predictor,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _integers(text: str, option: str) -> tuple[int, ...]:
