@@ -53,7 +53,7 @@ def _between(values: FloatArray, knots: FloatArray) -> FloatArray:
 def recalibrated(cdf: FloatArray, table: FloatArray) -> FloatArray:
     """The map of each row, applied to CDF values [N, J]."""
     if len(cdf) == 1:  # the same in one step
-        return np.interp(cdf[0], _BORDERS, table[0])[None]
+        return np.asarray(np.interp(cdf[0], _BORDERS, table[0]))[None]
     at = np.interp(cdf, _BORDERS, np.arange(PIT_BINS + 1.0))
     bin_ = np.minimum(at.astype(np.int64), PIT_BINS - 1)
     rows = np.arange(len(cdf))[:, None]
