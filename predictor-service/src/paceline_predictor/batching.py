@@ -13,6 +13,8 @@ from paceline_core.lengths import K
 from paceline_predictor.model import LengthAnswers, LengthModel, LengthQuestion
 from paceline_runtime.errors import PacelineError, Reason
 
+_BATCH_CHARS = 65_536
+"""A batch ends past so much text: reading it must not hold up the event loop for longer than a batch of short ones."""
 _NO_ROUND_TRIP_S = 0.0002
 """Sooner than this nobody has got an answer and asked again."""
 
@@ -109,15 +111,19 @@ class Batcher:
     def _take(self) -> list[tuple[_Call, slice]]:
         """The next batch: of each waiting call in turn a part; of calls that gave up nothing."""
         batch: list[tuple[_Call, slice]] = []
-        room = self._max_batch
+        room, chars = self._max_batch, _BATCH_CHARS
         unfinished: list[_Call] = []
-        while self._calls and room > 0:
+        while self._calls and room > 0 and chars > 0:
             call = self._calls.popleft()
             left = len(call.questions) - call.taken
             if call.answered.done():
                 self._waiting -= left
                 continue
-            count = min(left, room, self._turn_share if self._calls or batch else room)
+            most = min(left, room, self._turn_share if self._calls or batch else room)
+            count = 0
+            while count < most and chars > 0:
+                chars -= call.questions[call.taken + count].chars
+                count += 1
             batch.append((call, slice(call.taken, call.taken + count)))
             call.taken += count
             room -= count

@@ -57,9 +57,10 @@ class LengthGraph:
         if masses.shape != (len(given.text), K):
             raise ModelFileError(f"the graph answers with shape {masses.shape}")
         sums = masses.sum(axis=1)  # not finite when one of its terms is not
-        good = (np.abs(sums - 1) <= _SUM_TOLERANCE) & (masses.min(axis=1, initial=0.0) >= -1e-6)
-        if good.all():
-            return np.maximum(masses, 0.0), good
+        good = np.abs(sums - 1) <= _SUM_TOLERANCE
+        if masses.min(initial=0.0) >= 0 and good.all():
+            return masses, good
+        good &= masses.min(axis=1, initial=0.0) >= -1e-6
         return np.where(good[:, None], np.maximum(masses, 0.0), 0.0), good
 
 

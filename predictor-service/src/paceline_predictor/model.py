@@ -37,6 +37,11 @@ class LengthQuestion:
     output_tail: str = ""
     """At most 1024 characters."""
 
+    @property
+    def chars(self) -> int:
+        """Characters of text."""
+        return len(self.prompt_head) + len(self.prompt_tail) + len(self.output_tail)
+
 
 @dataclass(frozen=True, slots=True)
 class Bases:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline_core.lengths import FloatArray, K, cdf_from_probabilities, quantile
+from paceline_core.lengths import K, cdf_from_probabilities
+from paceline_core.survival import LengthTable, Rows
 from paceline_lab.prompts.library import load_library
 from paceline_predictor import wire
 from paceline_predictor.length_file import LengthFile
@@ -115,19 +116,24 @@ async def measure_in_process(
 
 
 def refinement(plan: PredictorPlan) -> dict[str, float]:
-    """Conditioning live requests on the tokens that are out, in the caller: P90 of the length of each."""
+    """All a caller asks of live requests after one more token: mean and P90 of the length, chance to be in time."""
     random = np.random.default_rng(plan.seed)
     out: dict[str, float] = {}
     for count, name in ((256, "refine_256"), (10_000, "refine_10k")):
-        cdf = cdf_from_probabilities(random.dirichlet(np.full(K, 0.3), count))
-        generated = random.integers(0, 400, count).astype(np.float64)
-        limits = np.full(count, 4096.0)
-        out |= _figures(name, _times(partial(_refine, cdf, generated, limits), plan.refine_rounds))
+        rows = np.arange(count)
+        limits = np.full(count, 4096)
+        table = LengthTable(count)
+        table.put(rows, cdf_from_probabilities(random.dirichlet(np.full(K, 0.3), count)), limits)
+        refine = partial(_refine, table, rows, random.integers(0, 400, count), limits)
+        out |= _figures(name, _times(refine, plan.refine_rounds))
     return out
 
 
-def _refine(cdf: FloatArray, generated: FloatArray, limits: FloatArray, number: int) -> None:
-    quantile(cdf, 0.9, generated + number % 200, limits)
+def _refine(table: LengthTable, rows: Rows, generated: Rows, limits: Rows, number: int) -> None:
+    out = generated + number % 200
+    table.remaining_mean(rows, out)
+    table.quantile(rows, out, limits, 0.9)
+    table.p_within(rows, out, limits)
 
 
 def plan_dict(plan: PredictorPlan) -> dict[str, Any]:
