@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from paceline_cli.commands import bench, config, doctor, drain, lengths, live, request, status, up
+from paceline_cli.commands import (
+    bench,
+    config,
+    doctor,
+    drain,
+    evaluate,
+    lengths,
+    live,
+    request,
+    status,
+    train,
+    up,
+)
 from paceline_cli.errors import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -27,6 +39,8 @@ app.add_typer(config.app, name="config")
 app.command()(live.live)
 app.add_typer(bench.app, name="bench")
 app.add_typer(lengths.app, name="lengths")
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="eval")
 
 
 @app.callback()

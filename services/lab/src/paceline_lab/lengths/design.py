@@ -3,6 +3,7 @@
 The app tag's columns stand apart from the words: among them it would be scaled down as one word of hundreds.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,9 +35,17 @@ class RawFeatures:
 
 
 def raw_features(questions: Sequence[LengthQuestion]) -> RawFeatures:
-    """What `features` gives, in chunks. Raises ValueError on no questions."""
+    """What `features` gives, in chunks. Raises ValueError on no questions.
+
+    Remembered for the last questions: several learners ask about the same. Not to be written to.
+    """
     if not questions:
         raise ValueError("no questions")
+    return _raw_features(tuple(questions))
+
+
+@functools.lru_cache(maxsize=2)
+def _raw_features(questions: tuple[LengthQuestion, ...]) -> RawFeatures:
     texts, numbers = [], []
     for start in range(0, len(questions), _CHUNK):
         found = features(questions[start : start + _CHUNK])

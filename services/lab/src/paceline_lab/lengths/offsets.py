@@ -7,7 +7,10 @@ models answered decide about o; where a model alone has answered a set, u and f 
 Cut answers count with the length that is expected of them, given that they are longer.
 """
 
+import copy
 import dataclasses
+import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -42,8 +45,14 @@ _SERVED_FOLDS: Final = 3
 def model_offsets(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
     """Offsets of the models, and of their apps, in these examples. They are 0 on average over models.
 
-    Rows of answers in progress (`generated_tokens`) are left out. Empty without examples.
+    Rows of answers in progress (`generated_tokens`) are left out. Empty without examples. Remembered for the last
+    examples: several learners ask for the same.
     """
+    return copy.deepcopy(_model_offsets(tuple(examples)))
+
+
+@functools.lru_cache(maxsize=2)
+def _model_offsets(examples: tuple[Example, ...]) -> dict[str, dict[str, Any]]:
     rows = [example for example in examples if not example.question.generated_tokens]
     if not rows:
         return {}
@@ -92,6 +101,12 @@ def served_offsets(examples: Sequence[Example], offsets: Offsets) -> dict[str, d
     much is measured on prompts that a ridge had not seen, and added: what online learning would come to, at once.
     Training must not divide by it: the text could then no longer say that such prompts have long answers.
     """
+    return copy.deepcopy(_served_offsets(tuple(examples), json.dumps(offsets)))
+
+
+@functools.lru_cache(maxsize=2)
+def _served_offsets(examples: tuple[Example, ...], offsets_json: str) -> dict[str, dict[str, Any]]:
+    offsets: Offsets = json.loads(offsets_json)
     rows = [example for example in examples if not example.question.generated_tokens]
     if not rows:
         return {}

@@ -137,7 +137,7 @@ def _unseen_models(document: Document) -> Any:
         for i, (level, colour) in enumerate(zip(_LEVELS, _COLOURS, strict=False)):
             for mode, marker in (("frozen", "s"), ("learning", "o")):
                 values = [
-                    100 * (family[after][mode].get(level, {}).get("mean", np.nan) - int(level[1:]) / 100)
+                    100 * (_mean_coverage(family, after, mode, level) - int(level[1:]) / 100)
                     for family in families.values()
                 ]
                 axes.scatter(
@@ -157,3 +157,8 @@ def _unseen_models(document: Document) -> Any:
     panels[0].invert_yaxis()
     panels[1].legend(fontsize=8)
     return figure
+
+
+def _mean_coverage(family: Document, after: str, mode: str, level: str) -> float:
+    """A family's coverage; NaN when it has too few outcomes to have one."""
+    return float(family.get(after, {}).get(mode, {}).get(level, {}).get("mean", np.nan))

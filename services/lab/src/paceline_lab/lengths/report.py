@@ -155,7 +155,8 @@ def _unseen(document: Document) -> str:
     rows = []
     for name, family in found["families"].items():
         for after in ("after_20", "after_200"):
-            point = family[after]
+            if (point := family.get(after)) is None:
+                continue
             rows.append(
                 (
                     name if after == "after_20" else "",

@@ -1,5 +1,16 @@
 """Where the public data sets come from, for whoever starts without them."""
 
+LICENCES = {
+    "arena-hard": "Apache-2.0",
+    "self-instruct-eval": "Apache-2.0",
+    "gsm8k": "MIT",
+    "code-responses": "MIT (problems: HumanEval MIT, MBPP CC BY 4.0)",
+    "lmcache-agent-trace": "Apache-2.0",
+    "tau-bench": "MIT",
+    "collected": "our own outputs, Apache-2.0",
+}
+"""Licences of the sets that models are trained on."""
+
 _SETS = """\
 It holds a folder for each set; a set that is not there is left out and named. Published at github.com:
 
