@@ -39,7 +39,7 @@ class Workload:
     def inputs(self, params: MoeParams) -> tuple[Inputs, NDArray[np.float32]]:
         each = np.ones(len(self.family))
         raw = RawFeatures(csr_matrix(self.text), self.numeric)
-        return fit_inputs(raw, np.log(self.targets.lengths), each, each, self.fold(), params, seed=0)
+        return fit_inputs(raw, np.log(self.targets.lengths)[:, None], each, each, self.fold(), params, seed=0)
 
     def sample(self, params: MoeParams) -> Sample:
         inputs, rows = self.inputs(params)

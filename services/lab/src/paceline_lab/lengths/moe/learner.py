@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.design import raw_features
@@ -58,13 +59,14 @@ def fit(examples: Sequence[Example], offsets: Offsets, params: MoeParams, seed: 
     documents = np.array([1 / rows_of[prompt] for prompt in prompts])
     fold = np.array([fold_of(prompt, params.folds, seed=23) for prompt in prompts])
     targets = targets_of(examples, offsets)
-    inputs, rows = fit_inputs(raw, np.log(targets.lengths), weight, documents, fold, params, seed)
     families = tuple(sorted({e.family for e in examples}))
+    family = np.array([families.index(e.family) for e in examples])
+    inputs, rows = fit_inputs(raw, _goals(targets, family, weight), weight, documents, fold, params, seed)
     sample = Sample(
         inputs=rows,
         words=inputs.words,
         targets=targets,
-        family=np.array([families.index(e.family) for e in examples]),
+        family=family,
         weight=(weight / weight.mean()).astype(np.float32),
         fold=fold,
     )
@@ -80,6 +82,13 @@ def targets_of(examples: Sequence[Example], offsets: Offsets) -> Targets:
         censored=np.array([e.censored for e in examples]),
         generated=np.array([e.question.generated_tokens for e in examples]) * factor,
     )
+
+
+def _goals(targets: Targets, family: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What words should tell, float64[N, 2]: the log length, and by how much it differs from its family's mean."""
+    logs = np.log(targets.lengths)
+    mean = np.bincount(family, weights=weight * logs) / np.maximum(np.bincount(family, weights=weight), 1e-12)
+    return np.stack([logs, logs - mean[family]], axis=1)
 
 
 class MoeLearner:

@@ -57,7 +57,7 @@ class Inputs:
 
 def fit_inputs(
     raw: RawFeatures,
-    log_lengths: NDArray[np.float64],
+    goals: NDArray[np.float64],
     weights: NDArray[np.float64],
     documents: NDArray[np.float64],
     fold: NDArray[np.int64],
@@ -66,6 +66,7 @@ def fit_inputs(
 ) -> tuple[Inputs, Float32]:
     """From N training rows: the inputs' making, and the training rows' own inputs float32[N, D].
 
+    goals float64[N, G]: numbers that words should tell, for a component each;
     weights float64[N]: of the rows; documents float64[N]: how much of a document each is; fold int64[N]: of its prompt.
     """
     share = weights / weights.sum()
@@ -79,7 +80,7 @@ def fit_inputs(
     words = fit_components(
         _weighted(raw.text, idf),
         documents,
-        log_lengths[:, None],
+        goals,
         weights,
         fold,
         params.components,

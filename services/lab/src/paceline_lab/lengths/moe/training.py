@@ -49,7 +49,7 @@ class MoeParams:
     """Share of the features that a step does not see."""
     likelihood: float = 0.05
     """Weight of the log-likelihood beside the ranked probability score."""
-    gate: float = 0.2
+    gate: float = 0.5
     """Weight of the gate's cross entropy on the family label."""
     smoothing: float = 0.05
     """Mass of a family label that is spread over all families."""
