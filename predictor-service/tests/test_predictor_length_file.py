@@ -106,8 +106,14 @@ async def test_none_does_without_a_file() -> None:
     assert (file.graph, file.warning) == (None, "")
 
 
-def test_a_graph_that_ends_or_never_leaves_its_process_is_refused(tmp_path: Path) -> None:
+def test_a_graph_that_ends_or_never_leaves_its_process_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = tiny_length_model(tmp_path / "length.onnx").read_bytes()
+    (tmp_path / "trial_that_dies.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ModelFileError, match="ends the process that runs it"):
+        tried("trial_that_dies", content)
     with pytest.raises(ModelFileError, match="did not answer within"):
         tried("paceline_predictor.length_trial", content, timeout_s=0.001)
     with pytest.raises(ModelFileError, match=r"ended with code|no module|No module"):

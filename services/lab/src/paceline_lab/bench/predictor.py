@@ -46,7 +46,7 @@ def bench_questions(seed: int, count: int) -> list[LengthQuestion]:
     out = []
     for number, pick in enumerate(random.integers(0, len(prompts), count)):
         prompt = prompts[pick]
-        text = "\n".join(message.content for message in prompt.messages) + f" ({number})"
+        text = f"({number}) " + "\n".join(message.content for message in prompt.messages)
         out.append(
             LengthQuestion(
                 model=f"model-{number % 4}",

@@ -95,7 +95,8 @@ async def _open_loop(
             group.create_task(one(requests[number % len(requests)], due))
     if not latencies_ms:
         raise PredictorBenchError(f"none of {count} questions was answered within {_CALL_S:g} s")
-    return len(latencies_ms) / (time.perf_counter() - began), latencies_ms, count - len(latencies_ms)
+    elapsed_s = max(seconds, time.perf_counter() - began)
+    return len(latencies_ms) / elapsed_s, latencies_ms, count - len(latencies_ms)
 
 
 async def _closed_loop(call: Any, requests: Sequence[bytes], at_once: int, seconds: float) -> float:
