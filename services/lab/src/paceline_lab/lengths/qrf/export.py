@@ -22,7 +22,7 @@ def forest_nodes(graph: GraphBuilder, forest: Forest, rows: str, smoothing: Floa
     smoothing float64[K, K]: spreads the mass of each bin (row) over bins, rows of sum 1.
     """
     leaf = graph.node("Cast", _leaves(graph, forest, rows), to=TensorProto.INT32)
-    shares = graph.node("Gather", graph.constant("leaf_shares", forest.shares), leaf)
+    shares = graph.node("Gather", graph.constant(f"leaf_shares_{leaf}", forest.shares), leaf)
     total = graph.node(
         "ReduceSum", graph.node("Cast", shares, to=TensorProto.FLOAT), graph.integers(1), keepdims=0
     )
@@ -30,7 +30,9 @@ def forest_nodes(graph: GraphBuilder, forest: Forest, rows: str, smoothing: Floa
     if forest.censored:
         masses = kaplan_meier(graph, masses)
     if smoothing is not None:
-        masses = graph.node("MatMul", masses, graph.constant("smoothing", smoothing.astype(np.float32)))
+        masses = graph.node(
+            "MatMul", masses, graph.constant(f"smoothing_{leaf}", smoothing.astype(np.float32))
+        )
     return masses
 
 
