@@ -221,10 +221,10 @@ async def test_a_stream_that_breaks_keeps_what_had_arrived(stub: Stub) -> None:
     assert (await refused(second)).reason is Reason.INVALID_ARGUMENT
 
 
-async def test_tasks_are_not_forecast_and_the_refusal_says_so(stub: Stub) -> None:
-    error = await refused(stub.ForecastTask(pb.ForecastTaskRequest(tasks=[pb.TaskGraph(task_id="t")])))
-    assert error.reason is Reason.UNIMPLEMENTED
-    assert "ForecastTask" in error.message
+async def test_a_task_is_forecast_before_any_was_learned(stub: Stub) -> None:
+    answer = await stub.ForecastTask(pb.ForecastTaskRequest(tasks=[pb.TaskGraph(task_id="t", app="new")]))
+    assert answer.forecasts[0].source == "prior"
+    assert answer.forecasts[0].remaining_calls > 0
 
 
 async def test_many_callers_and_learners_at_once(stub: Stub) -> None:

@@ -17,6 +17,7 @@ from paceline_predictor.monitoring import Monitor
 from paceline_predictor.service import PredictorService
 from paceline_predictor.state_home import FileHome, NoHome, StateHome, StoreHome
 from paceline_predictor.state_parts import LENGTHS
+from paceline_predictor.tasks.desk import TASKS, TaskDesk
 from paceline_runtime.server import Server
 from paceline_runtime.service import Process
 from paceline_runtime.telemetry.config import TelemetryConfig
@@ -36,6 +37,7 @@ class PredictorApp:
             CalibrationParams(histogram=own.histogram.params()),
             count_invalid=lambda kind, rows: telemetry.instruments.add(PREDICTIONS_INVALID, rows, kind=kind),
         )
+        self.tasks = TaskDesk(own.task_model, own.task_patterns.params(), max_bytes=own.max_model_bytes)
         self._batcher = Batcher(
             model,
             max_batch=own.max_batch,
@@ -43,7 +45,7 @@ class PredictorApp:
             linger_s=own.batch_linger_ms / 1000,
         )
         self.keeper = Keeper(
-            {LENGTHS: model},
+            {LENGTHS: model, TASKS: self.tasks.model},
             _state_home(config),
             interval_s=own.state_interval_s,
             timeout_s=own.state_timeout_s,
@@ -66,6 +68,7 @@ class PredictorApp:
                 self.length_file,
                 self._batcher,
                 Learner(model, self.keeper),
+                self.tasks,
                 self.keeper,
                 telemetry.instruments,
             ),
@@ -80,6 +83,7 @@ class PredictorApp:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await self.length_file.load()
+            await self.tasks.load()
             await stack.enter_async_context(self.keeper)
             await stack.enter_async_context(self._batcher)
             await stack.enter_async_context(self._monitor)

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from paceline_core.histogram import HistogramParams
+from paceline_predictor.tasks.library import LibraryParams
 from paceline_runtime.config_model import ConfigModel
 from paceline_runtime.server import ServerConfig
 from paceline_runtime.service import ServiceConfig
@@ -30,6 +31,21 @@ class HistogramConfig(ConfigModel):
         return HistogramParams(**self.model_dump())
 
 
+class TaskPatternsConfig(ConfigModel):
+    """How patterns of finished tasks are kept."""
+
+    capacity: int = Field(default=500, ge=1, le=5000)
+    """Patterns at most; those that are missed least leave."""
+    keep_per_hour: float = Field(default=0.9, gt=0, le=1)
+    """Weight left of a finished task after an hour."""
+    alike: float = Field(default=0.02, ge=0)
+    """Mean squared log difference of an attribute below which two tasks are one pattern."""
+
+    def params(self) -> LibraryParams:
+        """As the library takes it."""
+        return LibraryParams(**self.model_dump())
+
+
 class PredictorConfig(ConfigModel):
     """The predictor."""
 
@@ -47,6 +63,10 @@ class PredictorConfig(ConfigModel):
     """Longest time that loading or saving may take, seconds."""
     length_model: str = ""
     """Length model, an ONNX file. Empty: the one that ships with the package; `none`: running histograms alone."""
+    task_model: str = ""
+    """Task matcher, an ONNX file. Empty: the one that ships with the package; `none`: tasks are not forecast."""
+    task_patterns: TaskPatternsConfig = TaskPatternsConfig()
+    """The patterns of finished tasks."""
     max_model_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest model file that is accepted, bytes."""
     max_batch: int = Field(default=64, ge=1, le=1024)

@@ -13,7 +13,9 @@ from paceline_predictor.learning import Learner
 from paceline_predictor.length_file import LengthFile
 from paceline_predictor.model import LengthModel
 from paceline_predictor.onnx_file import ModelFileError
-from paceline_runtime.errors import PacelineError, Reason, invalid, unimplemented
+from paceline_predictor.tasks import wire as task_wire
+from paceline_predictor.tasks.desk import TaskDesk
+from paceline_runtime.errors import PacelineError, Reason, invalid
 from paceline_runtime.interceptor import ServicerContext
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import (
@@ -21,6 +23,7 @@ from paceline_runtime.telemetry.names import (
     OBSERVATIONS,
     PREDICTION_DURATION,
     PREDICTIONS,
+    TASK_FORECASTS,
 )
 
 _ESTIMATES_A_TURN = 128
@@ -37,6 +40,7 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         file: LengthFile,
         batcher: Batcher,
         learner: Learner,
+        tasks: TaskDesk,
         keeper: Keeper,
         instruments: Instruments,
     ) -> None:
@@ -44,6 +48,7 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         self._file = file
         self._batcher = batcher
         self._learner = learner
+        self._tasks = tasks
         self._keeper = keeper
         self._instruments = instruments
 
@@ -67,16 +72,23 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
     async def ForecastTask(
         self, request: predictor_pb2.ForecastTaskRequest, context: ServicerContext
     ) -> predictor_pb2.ForecastTaskResponse:
-        """Not served yet: there is no task model, and an invented forecast would be believed."""
-        raise unimplemented("PredictorService.ForecastTask")
+        """What tasks still need. Raises UNAVAILABLE without a task model: an invented forecast would be believed."""
+        graphs = await asyncio.to_thread(task_wire.graphs, request)
+        try:
+            forecasts = await self._tasks.forecast(graphs)
+        except ModelFileError as error:
+            raise PacelineError(Reason.INTERNAL, f"the task model fails: {error}") from None
+        for source, count in Counter(forecast.source for forecast in forecasts).items():
+            self._instruments.add(TASK_FORECASTS, count, source=source)
+        return task_wire.forecasts(forecasts)
 
     async def Observe(
         self, request_iterator: AsyncIterator[predictor_pb2.ObserveRequest], context: ServicerContext
     ) -> predictor_pb2.ObserveResponse:
-        """Learns from lengths as they come, so a broken stream loses nothing of what arrived.
+        """Learns from lengths and ended tasks as they come, so a broken stream loses nothing of what arrived.
 
-        Malformed outcomes are counted as rejected. Those that hold nothing to learn are in neither count; nor are ended
-        tasks, as long as there is no task model.
+        Malformed outcomes are counted as rejected. Those that hold nothing to learn are in neither count: so are tasks
+        that did not run to their end.
         """
         accepted = rejected = 0
         async for request in request_iterator:
@@ -92,6 +104,10 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
                 else:
                     outcomes.append(outcome)
             learned = await self._learner.learn(outcomes)
+            if request.tasks:
+                ended = await asyncio.to_thread(task_wire.outcomes, request)
+                rejected += len(request.tasks) - len(ended)
+                learned += await self._tasks.learn(ended, self._keeper.learned)
             accepted += learned
             self._instruments.add(OBSERVATIONS, learned)
         return predictor_pb2.ObserveResponse(accepted=accepted, rejected=rejected)
@@ -100,7 +116,7 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         self, request: predictor_pb2.GetModelInfoRequest, context: ServicerContext
     ) -> predictor_pb2.GetModelInfoResponse:
         """The model in use, with anything to worry about."""
-        return predictor_pb2.GetModelInfoResponse(models=[self._info()])
+        return predictor_pb2.GetModelInfoResponse(models=self._infos())
 
     async def ReloadModels(
         self, request: predictor_pb2.ReloadModelsRequest, context: ServicerContext
@@ -112,6 +128,7 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         """
         try:
             await self._file.reload()
+            await self._tasks.reload()
         except ModelFileError as error:
             self._instruments.add(MODEL_RELOADS, outcome="refused")
             raise PacelineError(
@@ -122,7 +139,10 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         self._instruments.add(MODEL_RELOADS, outcome="loaded")
         if request.saved_state:
             await self._keeper.reload()
-        return predictor_pb2.ReloadModelsResponse(models=[self._info()])
+        return predictor_pb2.ReloadModelsResponse(models=self._infos())
 
-    def _info(self) -> predictor_pb2.ModelInfo:
-        return wire.model_info(self._model.report(), self._keeper.warning)
+    def _infos(self) -> list[predictor_pb2.ModelInfo]:
+        return [
+            wire.model_info(self._model.report(), self._keeper.warning),
+            task_wire.model_info(self._tasks.report(), self._tasks.warning),
+        ]

@@ -69,9 +69,7 @@ class LevelMaps:
                 prior = (_PRIOR_TASKS * prior + losses - losses[_USUAL]) / (_PRIOR_TASKS + counts[-1])
         return int(prior.argmin())
 
-    def learn(
-        self, app: int, places: Floats, held_p90: Floats, losses: Floats, weight: float
-    ) -> None:
+    def learn(self, app: int, places: Floats, held_p90: Floats, losses: Floats, weight: float) -> None:
         """Outcomes of one task.
 
         Masses of their raw places [N, BINS], whether the P90 held [N], mean losses by sharpness, and what each place counts.

@@ -80,13 +80,13 @@ class TaskMatcher:
             np.zeros((1, 3), dtype=np.float32),
             np.zeros(1, dtype=np.int64),
         )
-        found = self.run(empty, table_of([]), np.full((1, 2), 0.5, dtype=np.float32), np.ones(1, dtype=np.float32))
+        found = self.run(
+            empty, table_of([]), np.full((1, 2), 0.5, dtype=np.float32), np.ones(1, dtype=np.float32)
+        )
         if found.shares.shape != (1, SHARES) or not np.isfinite(found.critical_tokens).all():
             raise ModelFileError("the graph does not answer as a task matcher does")
 
-    def run(
-        self, batch: PartialBatch, patterns: PatternTable, levels: Floats, sharpness: Floats
-    ) -> Matches:
+    def run(self, batch: PartialBatch, patterns: PatternTable, levels: Floats, sharpness: Floats) -> Matches:
         """Forecast all tasks at once; `levels` is float32[B, Q], in (0, 1), `sharpness` float32[B].
 
         Raises ModelFileError when the graph fails.
@@ -104,7 +104,9 @@ class TaskMatcher:
 
 
 def _check(session: onnxruntime.InferenceSession) -> None:
-    inputs = {x.name: (x.type, [d if isinstance(d, int) else None for d in x.shape]) for x in session.get_inputs()}
+    inputs = {
+        x.name: (x.type, [d if isinstance(d, int) else None for d in x.shape]) for x in session.get_inputs()
+    }
     if inputs != _INPUTS:
         wrong = sorted({*inputs, *_INPUTS} - {k for k, v in inputs.items() if _INPUTS.get(k) == v})
         raise ModelFileError(f"the graph's inputs are not a task matcher's: {', '.join(wrong)}")

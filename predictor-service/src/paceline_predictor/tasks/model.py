@@ -47,6 +47,7 @@ class TaskReport:
     patterns: int
     coverage_p90: float
     """Over all tasks scored while serving; 0: not known yet."""
+    file_bytes: int
 
 
 class TaskModel:
@@ -54,12 +55,12 @@ class TaskModel:
 
     def __init__(
         self,
-        matcher: TaskMatcher,
+        matcher: TaskMatcher | None,
         params: LibraryParams | None = None,
         *,
         clock: Callable[[], float] = time,
     ) -> None:
-        """`clock`: unix seconds."""
+        """`clock`: unix seconds. Without a matcher it learns patterns only."""
         self.matcher = matcher
         """May be replaced at any time."""
         self._params = params or LibraryParams()
@@ -76,14 +77,14 @@ class TaskModel:
         return self._library
 
     def forecast(self, graphs: Sequence[TaskGraph]) -> list[TaskForecast]:
-        """What each task still needs. Raises ModelFileError when the graph fails."""
+        """What each task still needs; nothing without a matcher. Raises ModelFileError when the graph fails."""
         return self.forecast_stages([(graph.app, stages_of(graph)) for graph in graphs])
 
     def forecast_stages(self, tasks: Sequence[tuple[str, Stages]]) -> list[TaskForecast]:
         """The same for tasks that are folded into stages already."""
-        if not tasks:
-            return []
         matcher, wanted = self.matcher, np.array(QUANTILES)
+        if matcher is None or not tasks:
+            return []
         batch = partials(tasks)
         with self._lock:
             table, ids = self._library.table()
@@ -104,7 +105,8 @@ class TaskModel:
         stages = stages_of(outcome.graph)
         if not len(stages) or not stages.model_calls.any():
             return False
-        self._score(outcome.graph.app, stages)
+        if self.matcher is not None:
+            self._score(self.matcher, outcome.graph.app, stages)
         return self._learn(outcome.graph.app, stages)
 
     def learn_again(self, outcome: TaskOutcome) -> bool:
@@ -115,7 +117,9 @@ class TaskModel:
     def report(self) -> TaskReport:
         """What is to be said about the model."""
         coverage = self._held / self._scored if self._scored >= 1 else 0.0
-        return TaskReport(self.matcher.version, self._observed, len(self._library), coverage)
+        version = self.matcher.version if self.matcher is not None else ""
+        size = self.matcher.file_bytes if self.matcher is not None else 0
+        return TaskReport(version, self._observed, len(self._library), coverage, size)
 
     def snapshot(self) -> Callable[[], bytes]:
         """All that was learned; the call that it returns may be made in a thread."""
@@ -140,7 +144,7 @@ class TaskModel:
 
         return take_over
 
-    def _score(self, app: str, stages: Stages) -> None:
+    def _score(self, matcher: TaskMatcher, app: str, stages: Stages) -> None:
         n = len(stages)
         cuts = np.unique(np.linspace(1, n, min(n, _SCORED_CUTS)).round().astype(int)).tolist()
         ways = len(SHARPNESS)
@@ -152,7 +156,7 @@ class TaskModel:
             used = self._levels.sharpness(code)
         levels = np.tile(np.concatenate([RAW_LEVELS, p90]).astype(np.float32), (len(batch), 1))
         sharpness = np.repeat(np.array(SHARPNESS, dtype=np.float32), len(cuts))
-        found = self.matcher.run(batch, table, levels, sharpness).critical_tokens.astype(np.float64)
+        found = matcher.run(batch, table, levels, sharpness).critical_tokens.astype(np.float64)
         quantiles = found.reshape(ways, len(cuts), -1)
         truth = np.array([stages.critical_tokens[cut - 1 :].sum() for cut in cuts])
         held = truth <= quantiles[used, :, -1]

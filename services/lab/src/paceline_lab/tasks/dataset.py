@@ -85,7 +85,9 @@ def load(data: Path, *, sets: Sequence[str] | None = None) -> TaskCorpus:
             continue
         folder = data / source.folder
         if not folder.is_dir():
-            missing.append(f"{source.folder}: no folder {folder}; the README of the data says where it comes from")
+            missing.append(
+                f"{source.folder}: no folder {folder}; the README of the data says where it comes from"
+            )
             continue
         try:
             records = source.read(folder)

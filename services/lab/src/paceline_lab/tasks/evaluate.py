@@ -184,7 +184,9 @@ def _cold_start(model_file: bytes, history: Sequence[TaskExample], tests: Sequen
             ours.learn(mine[:size])
             errors = []
             for number, test in enumerate(examples):
-                cut = checkpoint(test, number, min(math.ceil(len(test.stages) / 2), MOST_STAGES), running=False)
+                cut = checkpoint(
+                    test, number, min(math.ceil(len(test.stages) / 2), MOST_STAGES), running=False
+                )
                 if cut.stages_left:
                     answer = ours.answers(test.app, [cut])[0]
                     errors.append(abs(math.log1p(answer.critical_tokens) - math.log1p(cut.critical_tokens)))
@@ -264,7 +266,12 @@ def _by_progress(group: Sequence[Row], name: str) -> dict[str, float]:
         n, seen = row["stages"], row["seen"]
         if not 4 <= n <= MOST_STAGES:
             continue
-        for point, at in (("first", 1), ("25", -(-n // 4)), ("50", -(-n // 2)), ("75", min(-(-3 * n // 4), n - 1))):
+        for point, at in (
+            ("first", 1),
+            ("25", -(-n // 4)),
+            ("50", -(-n // 2)),
+            ("75", min(-(-3 * n // 4), n - 1)),
+        ):
             if seen == at:
                 values[point].append(row[name])
     return {point: fmean(values[point]) for point in ("first", "25", "50", "75") if point in values}

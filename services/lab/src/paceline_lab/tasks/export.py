@@ -110,7 +110,9 @@ class _Writer:
             self.constants.append(numpy_helper.from_array(array, self._names[key]))
         return self._names[key]
 
-    def op(self, kind: str, *inputs: str | float, name: str = "", outputs: int = 1, **attributes: object) -> str:
+    def op(
+        self, kind: str, *inputs: str | float, name: str = "", outputs: int = 1, **attributes: object
+    ) -> str:
         """Numbers among the inputs become float constants."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         out = [name or f"n{len(self.nodes)}", *(f"n{len(self.nodes)}.{i}" for i in range(1, outputs))]
@@ -160,9 +162,7 @@ def _write(g: _Writer, params: MatcherParams, shipped: PatternTable) -> None:
 
     total, effective = _distance(g, params, logs, codes)
     named = g.op("Greater", "apps", g.constant(0, np.int64))
-    own_all = g.op(
-        "And", g.op("Equal", g.expand(apps, 0), g.expand("apps", 1)), g.expand(named, 1)
-    )
+    own_all = g.op("And", g.op("Equal", g.expand(apps, 0), g.expand("apps", 1)), g.expand(named, 1))
     n = g.op("Shape", lengths)
     counts = g.op("Max", counts, 1e-9)
     strange = g.number(g.op("Not", own_all))
@@ -237,9 +237,7 @@ def _write(g: _Writer, params: MatcherParams, shipped: PatternTable) -> None:
 
     done = g.total(g.op("Mul", before, by_name[CRITICAL]), 2)
     log_done = g.log1p("done_critical")
-    shift = g.bounded(
-        g.op("Sub", g.expand(log_done, 1), g.log1p(done)), -limits.MAX_SHIFT, limits.MAX_SHIFT
-    )
+    shift = g.bounded(g.op("Sub", g.expand(log_done, 1), g.log1p(done)), -limits.MAX_SHIFT, limits.MAX_SHIFT)
     carried = g.op("Div", current, g.op("Add", current, limits.CARRY_AFTER_STAGES))
     shift = g.op("Mul", shift, g.expand(g.op("Mul", carried, params.scale_carry), 1))
     a, b, c = params.background_log
@@ -262,7 +260,9 @@ def _write(g: _Writer, params: MatcherParams, shipped: PatternTable) -> None:
     quantiles(tokens_left, g.op("Add", bg_log, params.background_fanout_log), "tokens")
     quantiles(critical, bg_log, "critical_tokens")
 
-    now = g.op("Where", g.expand(g.op("Greater", "running", 0.0), 1), critical_now, g.at(of_slots[CRITICAL], 2, 0))
+    now = g.op(
+        "Where", g.expand(g.op("Greater", "running", 0.0), 1), critical_now, g.at(of_slots[CRITICAL], 2, 0)
+    )
     work = g.op("Concat", g.expand(now, 2), g.part(of_slots[CRITICAL], 2, 1, SHARES - 1), axis=2)
     share = g.op("Div", work, g.expand(g.op("Max", critical, 1e-9), 2))
     tail = g.op("Relu", g.op("Sub", 1.0, g.total(share, 2, keep=1)))
@@ -356,5 +356,3 @@ def _quantile_of_grid(g: _Writer, cdf: str, name: str) -> None:
     low_n, high_n = g.number(below), g.number(above)
     point = g.op("Add", low_n, g.op("Mul", part, g.op("Sub", high_n, low_n)))
     g.op("Identity", g.expm1(g.op("Mul", point, GRID_STEP)), name=name)
-
-

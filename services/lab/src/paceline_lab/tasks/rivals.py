@@ -135,6 +135,8 @@ def _columns(stages: Stages) -> Floats:
     """float64[_MOST_STAGES, 4]: input, output, calls, actors."""
     columns = np.zeros((_MOST_STAGES, 4))
     n = min(len(stages), _MOST_STAGES)
-    for at, values in enumerate((stages.input_tokens, stages.output_tokens, stages.model_calls, stages.actors)):
+    for at, values in enumerate(
+        (stages.input_tokens, stages.output_tokens, stages.model_calls, stages.actors)
+    ):
         columns[:n, at] = values[:n]
     return columns

@@ -135,9 +135,7 @@ def shipped_patterns(examples: Sequence[TaskExample], seed: int = 0) -> PatternT
     return PatternTable(*(np.concatenate([getattr(t, x) for t in tables]) for x in PatternTable.__slots__))
 
 
-def _balanced(
-    examples: Sequence[TaskExample], count: int, random: np.random.Generator
-) -> list[TaskExample]:
+def _balanced(examples: Sequence[TaskExample], count: int, random: np.random.Generator) -> list[TaskExample]:
     """At most `count` tasks, as even over families as they allow."""
     by_family: dict[str, list[TaskExample]] = {}
     for i in random.permutation(len(examples)):
@@ -338,7 +336,9 @@ _BOUNDS = [
 def _pack(p: MatcherParams) -> Floats:
     logs = [math.log(w) for w in (*p.weights, p.actor_weight)]
     spreads = [math.log(p.spread), math.log(p.other_spread)]
-    return np.array([*logs, p.growth, p.unlikeness, p.other_app_cost, p.background_cost, *spreads, p.scale_carry])
+    return np.array(
+        [*logs, p.growth, p.unlikeness, p.other_app_cost, p.background_cost, *spreads, p.scale_carry]
+    )
 
 
 def _unpack(theta: Floats, like: MatcherParams) -> MatcherParams:

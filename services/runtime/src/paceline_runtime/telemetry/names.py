@@ -137,6 +137,7 @@ PREDICTIONS = _counter("predictions", "Estimates given", SOURCE)
 PREDICTION_DURATION = _histogram("prediction_duration", "s", _ESTIMATE_S, "Time of one batch of estimates")
 PREDICTIONS_INVALID = _counter("predictions_invalid", "Answers of the model file that were no distribution", KIND)
 OBSERVATIONS = _counter("observations", "Outcomes learned from")
+TASK_FORECASTS = _counter("task_forecasts", "Forecasts of tasks given", SOURCE)
 PREDICTION_COVERAGE = _gauge(
     "prediction_coverage", "Share of late outcomes within the declared quantile; absent: not known yet", LEVEL
 )
