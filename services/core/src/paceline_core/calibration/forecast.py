@@ -1,0 +1,120 @@
+"""From base masses to the answer: stretched, mixed with the histogram, recalibrated. Pure functions over a batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline_core.calibration.offset import LOG_MIDDLE, log_moments, stretched
+from paceline_core.calibration.recalibration import recalibrated
+from paceline_core.lengths import LOWER, OPEN_EDGE, TAIL, TAIL_MIX, UPPER, FloatArray, K
+
+_TAIL_SHARE = TAIL_MIX * TAIL
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of N keys, each after so many tokens."""
+
+    shipped: FloatArray
+    """[N] Offset that came with the model file."""
+    offset: FloatArray
+    """[N] What was learned on top of it."""
+    scale: FloatArray
+    """[N] By how much the base's log lengths are to be spread."""
+    histogram: FloatArray
+    """[N, K] Bin masses of the lengths seen."""
+    base_share: FloatArray
+    """[N] Share of the base in the mixture with them."""
+    table: FloatArray
+    """[N, PIT_BINS + 1] The map of the CDF."""
+    settled: FloatArray
+    """[N] How far the offset has been found, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The way from base masses to the answer; all given that more than `generated` tokens come."""
+
+    generated: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    parts: FloatArray
+    """[2, N, K]: stretched base, histogram."""
+    base_share: FloatArray
+    mixed_cdf: FloatArray
+    table: FloatArray
+    answer: FloatArray
+    """[N, K]: recalibrated CDF."""
+
+
+def forecast(
+    base: FloatArray, known: Known, generated: FloatArray, usable: NDArray[np.bool_] | None
+) -> Forecast:
+    """The answers to base masses [N, K] after `generated` [N] tokens. `usable` [N]: False where there is no base.
+
+    Raises ValueError on other base rows that are not distributions.
+    """
+    g = np.clip(generated, 0.0, OPEN_EDGE - 1)
+    missing = None if usable is None or usable.all() else ~usable
+    mass = _distributions(base if missing is None else np.where(missing[:, None], TAIL, base))
+    mean, variance = log_moments(mass)
+    parts = np.stack([stretched(mass, mean, known.shipped + known.offset, known.scale), known.histogram])
+    if g.any():
+        parts = _given(parts, g)
+    share = known.base_share if missing is None else np.where(missing, 0.0, known.base_share)
+    mixed = share[:, None] * parts[0] + (1 - share[:, None]) * parts[1]
+    mixed_cdf = np.minimum(np.cumsum(mixed, axis=1), 1.0)
+    mixed_cdf[:, -1] = 1.0
+    return Forecast(
+        g, mean, variance, parts, share, mixed_cdf, known.table, recalibrated(mixed_cdf, known.table)
+    )
+
+
+def _distributions(base: FloatArray) -> FloatArray:
+    """Checked and scaled to sum to 1, with the tail every reader mixes in."""
+    mass = np.asarray(base, dtype=np.float64)
+    total = mass.sum(axis=1, keepdims=True)
+    if mass.shape[1] != K or not np.isfinite(total).all() or mass.min(initial=0.0) < 0 or (total <= 0).any():
+        raise ValueError("bin masses must be finite, not negative, and not all zero")
+    return np.asarray((1 - TAIL_MIX) / total * mass + TAIL_MIX * TAIL)
+
+
+def _given(parts: FloatArray, generated: FloatArray) -> FloatArray:
+    """Bin masses [..., N, K] given that more than `generated` [N] tokens come."""
+    ahead = np.clip((UPPER - generated[:, None]) / (UPPER - LOWER), 0.0, 1.0)
+    left = parts * ahead + 1e-12 * TAIL * ahead
+    return np.asarray(left / left.sum(axis=-1, keepdims=True))
+
+
+def cdf_at(cdf: FloatArray, lengths: FloatArray, generated: FloatArray) -> FloatArray:
+    """P(L <= x) [N] of CDFs [N, K] that begin at `generated`."""
+    k = np.minimum(np.searchsorted(UPPER, lengths, side="left"), K - 1)
+    rows = np.arange(len(cdf))
+    below = np.where(k > 0, cdf[rows, k - 1], 0.0)
+    low = np.maximum(LOWER[k], generated)
+    share = np.clip((lengths - low) / np.maximum(UPPER[k] - low, 1e-9), 0.0, 1.0)
+    return np.asarray(below + share * (cdf[rows, k] - below))
+
+
+def whole(cdf: FloatArray, generated: FloatArray) -> FloatArray:
+    """Bin masses of the whole length which, conditioned on `generated` and with the heavy tail mixed in as all readers
+    do, have these CDFs."""
+    mass = cdf.copy()
+    mass[:, 1:] -= cdf[:, :-1]
+    if not generated.any():
+        mass = np.maximum(mass - _TAIL_SHARE, 0.0)
+        return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+    ahead = np.clip((UPPER - generated[:, None]) / (UPPER - LOWER), 0.0, 1.0)
+    tail = TAIL_MIX * TAIL * ahead
+    mass = np.maximum(mass * (1 - TAIL_MIX + tail.sum(axis=1, keepdims=True)) - tail, 0.0)
+    mass = np.where(ahead > 0, mass / np.maximum(ahead, 1e-12), 0.0)
+    return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+
+
+def width(cdf: FloatArray) -> FloatArray:
+    """Log of P90 / P50, to within a bin."""
+    return np.asarray(
+        LOG_MIDDLE[np.minimum((cdf < 0.9).sum(axis=1), K - 1)]
+        - LOG_MIDDLE[np.minimum((cdf < 0.5).sum(axis=1), K - 1)]
+    )
