@@ -233,6 +233,12 @@ class Line:
             await router.until(lambda: sum(e.up for e in app.fleet) >= len(self.schedulers))
         return router
 
+    def connect(self, address: str) -> grpc.aio.Channel:
+        """A channel to any part, closed with the test."""
+        connection = channel(address, ChannelConfig())
+        self._stack.push_async_callback(connection.close)
+        return connection
+
     async def kill_executor(self, engine_id: str) -> None:
         """An executor dies without a word."""
         app = self.executors.pop(engine_id)

@@ -1,5 +1,6 @@
 """Tasks as graphs: what is asked at each call's arrival, where the forecast goes, and what is told at the end."""
 
+import asyncio
 import contextlib
 
 import grpc
@@ -11,6 +12,8 @@ from paceline.router.v1 import router_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core import lengths
 from paceline_core.slo import Slo, SloClass
+from paceline_predictor.app import PredictorApp
+from paceline_predictor.config import Config as PredictorConfig
 from paceline_router.request import Arrival, LiveRequest
 from paceline_router.states import State
 from paceline_router.task_graph import MAX_CALLS, MIN_TOOL_MS, CallGraph
@@ -247,3 +250,29 @@ def test_a_task_of_too_many_calls_is_given_up(spec):
         graph.add(graph.place(call_of(spec, f"r{number}"), (), "m"))
     assert not graph.known
     assert len(graph) == 0
+
+
+async def test_a_real_predictor_hears_of_whole_tasks(line, spec):
+    await line.engine("e0", time_scale=0.2)
+    sections = {"predictor": {"listen": "127.0.0.1:0"}, "store": {"url": ""}}
+    async with PredictorApp(PredictorConfig.model_validate(sections)) as predictor:
+        router = await make_router(line, predictor)
+        session = await router.session()
+        other = await session.submit(spec(tokens=4000))  # so that calls wait for what they ask
+        await session.until(lambda: other.count > 0)
+        for task in range(3):
+            for stage in range(2):
+                call = spec(tokens=8, app="agent", slo=task_slo(f"t{task}", final=stage == 1))
+                answer = await router.generate(call)
+                assert answer.accepted.estimate_source not in ("", "fallback", "router")
+        stub = predictor_pb2_grpc.PredictorServiceStub(line.connect(predictor.address))
+
+        async def observed():
+            info = await stub.GetModelInfo(predictor_pb2.GetModelInfoRequest())
+            return sum(model.observed for model in info.models)
+
+        async with asyncio.timeout(15):
+            while await observed() < 6:  # noqa: ASYNC110  # another process could not be waited for either
+                await asyncio.sleep(0.05)
+        await session.cancel(other)
+        await session.ended(other)

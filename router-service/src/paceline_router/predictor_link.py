@@ -15,7 +15,7 @@ from paceline_router.clock import Clock
 from paceline_router.estimate import Estimate
 from paceline_router.micro_batch import MicroBatch
 from paceline_runtime.telemetry.metrics import Instruments
-from paceline_runtime.telemetry.names import PREDICTIONS
+from paceline_runtime.telemetry.names import OUTCOMES_DROPPED, PREDICTIONS
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class PredictorLink:
         if self._stub is None:
             return
         if len(self._outcomes) >= MAX_OUTCOMES:
-            self.outcomes_dropped += 1
+            self._dropped(1)
             return
         self._outcomes.append(outcome)
 
@@ -145,7 +145,7 @@ class PredictorLink:
         if self._stub is None:
             return
         if len(self._tasks) >= MAX_TASK_OUTCOMES:
-            self.outcomes_dropped += 1
+            self._dropped(1)
             return
         self._tasks.append(outcome)
 
@@ -183,7 +183,11 @@ class PredictorLink:
             await stub.Observe(one(), timeout=2.0)
         except grpc.RpcError as error:
             self._rest(error)
-            self.outcomes_dropped += len(lengths) + len(tasks)
+            self._dropped(len(lengths) + len(tasks))
+
+    def _dropped(self, outcomes: int) -> None:
+        self.outcomes_dropped += outcomes
+        self._instruments.add(OUTCOMES_DROPPED, outcomes)
 
     def _rest(self, error: grpc.RpcError) -> None:
         if not self.degraded:
