@@ -1,12 +1,12 @@
-"""What is learned of applications besides patterns, from tasks that ended: which raw quantile level to ask of the matcher
-so that the wanted one is met, and how sharply it should match.
+"""What is learned of applications besides patterns, from tasks that ended: which raw quantile level to ask of the
+matcher so that the wanted one is met, and how sharply it should match.
 
 The probability integral transforms of what remained are counted in bins that decay, per application with the fleet as
-prior and the identity as the fleet's. If a share H(u) of outcomes fell at or below raw level u, then the level asked for p is
-the u with H(u) = p.
+prior and the identity as the fleet's. If a share H(u) of outcomes fell at or below raw level u, then the level asked
+for p is the u with H(u) = p.
 
-Each sharpness of SHARPNESS is scored on every task that ended, by the pinball loss of its quantiles in log tokens; the one
-with the least decayed loss is used. The fleet's losses are the prior of an application, and 1 is the fleet's.
+Each sharpness of SHARPNESS is scored on every task that ended, by the pinball loss of its quantiles in log tokens;
+the one with the least decayed loss is used. The fleet's losses are the prior of an application, and 1 is the fleet's.
 """
 
 import json
@@ -72,7 +72,8 @@ class LevelMaps:
     def learn(self, app: int, places: Floats, held_p90: Floats, losses: Floats, weight: float) -> None:
         """Outcomes of one task.
 
-        Masses of their raw places [N, BINS], whether the P90 held [N], mean losses by sharpness, and what each place counts.
+        Masses of their raw places [N, BINS], whether the P90 held [N], mean losses by sharpness, and what each place
+        counts.
         """
         counts = self._apps.get(app)
         if counts is None:

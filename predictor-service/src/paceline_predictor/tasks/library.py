@@ -1,16 +1,16 @@
 """Patterns of finished tasks: a bounded set of medoids, each standing for a decaying number of tasks.
 
 A task that is like a pattern of its application adds to its weight; another one becomes a pattern. When the library is
-full it is thinned by reverse greedy k-medoids (Chrobak, Kenyon and Young, 2006): the pattern whose weight times distance
-to its nearest neighbour is least leaves, and its weight goes there; one that is alone in its application is simply
-forgotten when its weight has decayed. Time comes from outside, as unix seconds.
+full it is thinned by reverse greedy k-medoids (Chrobak, Kenyon and Young, 2006): the pattern whose weight times
+distance to its nearest neighbour is least leaves, and its weight goes there; one that is alone in its application is
+simply forgotten when its weight has decayed. Time comes from outside, as unix seconds.
 """
 
 import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +122,7 @@ class PatternLibrary:
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved patterns have no header: {error!r}") from None
 
-        def column(kind: str, count: int) -> NDArray[np.generic]:
+        def column(kind: str, count: int) -> NDArray[Any]:
             nonlocal at
             array = np.frombuffer(state, kind, count, at)
             at += array.nbytes
@@ -190,4 +190,5 @@ def _distances(
     filled, other_filled = (np.minimum(x, P).astype(np.float64) for x in (stages, other_stages))
     positions = np.maximum(filled[:, None], other_filled[None, :])
     ratio = np.log1p(stages)[:, None] - np.log1p(other_stages)[None, :]
-    return np.maximum(square, 0.0) / (A * np.maximum(positions, 1.0)) + _STAGE_WEIGHT * ratio**2
+    mean = np.maximum(square, 0.0) / (A * np.maximum(positions, 1.0))
+    return np.asarray(mean + _STAGE_WEIGHT * ratio**2)

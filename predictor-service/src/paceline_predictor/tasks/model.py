@@ -51,7 +51,10 @@ class TaskReport:
 
 
 class TaskModel:
-    """Forecasts and learns. May be called from several threads; takes some milliseconds, so from none that is in a hurry."""
+    """Forecasts and learns.
+
+    May be called from several threads; takes some milliseconds, so from none that is in a hurry.
+    """
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class TaskModel:
         found = matcher.run(batch, table, levels, sharpness).critical_tokens.astype(np.float64)
         quantiles = found.reshape(ways, len(cuts), -1)
         truth = np.array([stages.critical_tokens[cut - 1 :].sum() for cut in cuts])
-        held = truth <= quantiles[used, :, -1]
+        held = (truth <= quantiles[used, :, -1]).astype(np.float64)
         losses = np.array([log_pinball(way[:, :-1], truth).mean() for way in quantiles])
         weight = 1.0 / len(cuts)
         with self._lock:

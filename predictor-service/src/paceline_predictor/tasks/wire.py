@@ -40,7 +40,10 @@ def graph(message: predictor_pb2.TaskGraph, field: str) -> TaskGraph:
 
 
 def outcomes(request: predictor_pb2.ObserveRequest) -> list[TaskOutcome]:
-    """The ended tasks of a message, without those that are malformed. Raises INVALID_ARGUMENT when there are too many."""
+    """The ended tasks of a message, without those that are malformed.
+
+    Raises INVALID_ARGUMENT when there are too many.
+    """
     if len(request.tasks) > MAX_TASKS:
         raise invalid(f"at most {MAX_TASKS} ended tasks a message, got {len(request.tasks)}", field="tasks")
     found = []

@@ -125,7 +125,7 @@ def stages_of(graph: TaskGraph) -> Stages:
     if len(ended):
         # A later stage has begun, so nobody waits for the stages before it.
         ended[:-1] = True
-    return Stages(*columns, actors=actors, ended=ended)
+    return Stages(model_calls, tool_calls, inputs, outputs, critical, tool_ms, actors, ended)
 
 
 def _stage_numbers(calls: Sequence[Call]) -> list[int]:

@@ -9,9 +9,10 @@ Patterns with fewer stages than q are out. A component's weight is
 
     count * exp(-sharpness * (d - (1 - unlikeness) * least d of its group) / 2 - cost of its group),
 
-where the groups are the patterns of q's application and all others; the others' counts are scaled to add up to 1. The NEAREST heaviest and a background (what tasks do
-in general) form the mixture that every quantity is read from. Sharpness 0 is what the application's tasks that got this far
-still needed, whatever they looked like; it is set per task, as what was learned of the application says.
+where the groups are the patterns of q's application and all others; the others' counts are scaled to add up to 1.
+The NEAREST heaviest and a background (what tasks do in general) form the mixture that every quantity is read from.
+Sharpness 0 is what the application's tasks that got this far still needed, whatever they looked like; it is set per
+task, as what was learned of the application says.
 """
 
 import math
@@ -111,14 +112,14 @@ def forecast(
     exists = (slots[:, None, :] < stages[..., None]).astype(np.float64) * alive[..., None]
 
     def of_slots(attribute: int) -> Floats:
-        return np.einsum("bhp,bkp->bkh", at, values[..., attribute]) * exists
+        return np.asarray(np.einsum("bhp,bkp->bkh", at, values[..., attribute]) * exists)
 
     def rest(attribute: int, out: NDArray[np.float32]) -> tuple[Floats, Floats]:
         """Of the current stage if it runs, and of all stages that come after those seen: float64[B, k] each."""
         whole = of_slots(attribute)[..., 0]
         least = MIN_REST * whole if attribute != MODEL_CALLS else 0.0
         now = np.maximum(whole - out[:, None], least) * batch.running[:, None]
-        return now, (later * values[..., attribute]).sum(axis=2)
+        return np.asarray(now, dtype=np.float64), np.asarray((later * values[..., attribute]).sum(axis=2))
 
     calls_now, calls_later = rest(MODEL_CALLS, batch.out[:, 0])
     tokens_now, tokens_later = rest(OUTPUT, batch.out[:, 1])
@@ -157,7 +158,8 @@ def forecast(
     bg_shares = _even_shares(bg_stages)
     share = (mass_left[..., None] * shares).sum(axis=1) + bg_left[:, None] * bg_shares
     share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
-    # The median wastes less of a budget than the mean where a task may be short or long; later stages keep their ratios.
+    # The median wastes less of a budget than the mean where a task may be short or long; later stages keep their
+    # ratios.
     now = _median(
         np.concatenate([shares[..., 0], bg_shares[:, :1]], axis=1),
         np.concatenate([mass_left, bg_left[:, None]], axis=1),
@@ -237,14 +239,14 @@ def group_least(distance: Floats, group: NDArray[np.bool_]) -> Floats:
 
 def _position_weights(batch: PartialBatch, recency: float) -> NDArray[np.float32]:
     """recency^(last - p) on the positions seen, 0 elsewhere: float32[B, P]."""
-    seen = FIRST < batch.stages[:, None]
+    seen = batch.stages[:, None] > FIRST
     back = seen.sum(axis=1, keepdims=True) - 1 - np.arange(P)
     return np.where(seen, recency ** np.maximum(back, 0), 0.0).astype(np.float32)
 
 
 def _overlap(start: Floats, stages: Floats) -> Floats:
     """Stages of each position from `start` [B, 1, 1] up to the pattern's end [B, k]: float64[B, k, P]."""
-    return np.maximum(np.minimum(PAST, stages[..., None]) - np.maximum(FIRST, start), 0.0)
+    return np.asarray(np.maximum(np.minimum(PAST, stages[..., None]) - np.maximum(FIRST, start), 0.0))
 
 
 def _shares(slots: Floats, now: Floats, whole: Floats, running: NDArray[np.float32]) -> Floats:
@@ -261,14 +263,14 @@ def _median(values: Floats, weights: Floats) -> Floats:
     order = values.argsort(axis=1, kind="stable")
     total = np.take_along_axis(weights, order, axis=1).cumsum(axis=1)
     at = (total < 0.5 * total[:, -1:]).sum(axis=1, keepdims=True)
-    return np.take_along_axis(values, np.take_along_axis(order, at, axis=1), axis=1)
+    return np.asarray(np.take_along_axis(values, np.take_along_axis(order, at, axis=1), axis=1))
 
 
 def _even_shares(stages: Floats) -> Floats:
     """Equal shares of `stages` [B] (>= 1) stages, float64[B, SHARES]."""
     up_to = np.minimum((np.arange(SHARES) + 1.0) / stages[:, None], 1.0)
     up_to[:, -1] = 1.0
-    return np.diff(up_to, axis=1, prepend=0.0)
+    return np.asarray(np.diff(up_to, axis=1, prepend=0.0))
 
 
 def _quantile_of_grid(cdf: Floats, levels: Floats) -> Floats:
@@ -278,14 +280,10 @@ def _quantile_of_grid(cdf: Floats, levels: Floats) -> Floats:
     high = np.take_along_axis(cdf, above, axis=1)
     low = np.take_along_axis(cdf, below, axis=1)
     part = np.clip((levels - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
-    return GRID_STEP * (below + part * (above - below))
+    return np.asarray(GRID_STEP * (below + part * (above - below)))
 
 
 def _normal_cdf(z: Floats) -> Floats:
     """Standard normal CDF by the logistic curve of Page (1977), error below 2e-4: the graph uses the same."""
-    return 1.0 / (
-        1.0
-        + np.exp(
-            -2.0 * math.sqrt(2.0 / math.pi) * np.clip(z, -8, 8) * (1 + 0.044715 * np.clip(z, -8, 8) ** 2)
-        )
-    )
+    z = np.clip(z, -8.0, 8.0)
+    return np.asarray(1.0 / (1.0 + np.exp(-2.0 * math.sqrt(2.0 / math.pi) * z * (1.0 + 0.044715 * z * z))))

@@ -1,8 +1,9 @@
 """A finished task as a pattern of at most 168 bytes, and a partial task in the same coordinates.
 
-A pattern has P = 24 positions: the first 12 stages each have their own, later ones share positions whose width grows, so
-that a chain of thousands of stages keeps its form. A position holds means over its stages, and so a group that a partial
-task has only half filled compares with a whole one. Numbers are bytes on a log scale (error at most 3 %).
+A pattern has P = 24 positions: the first 12 stages each have their own, later ones share positions whose width
+grows, so that a chain of thousands of stages keeps its form. A position holds means over its stages, and so a group
+that a partial task has only half filled compares with a whole one. Numbers are bytes on a log scale (error at most 3
+%).
 """
 
 from collections.abc import Sequence

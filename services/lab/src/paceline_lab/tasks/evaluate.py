@@ -37,10 +37,11 @@ REPEATED: Final = 0.9
 def evaluate_tasks(
     data: Path, out: Path | None = None, progress: Progress | None = None, *, folds: int = 5, seed: int = 0
 ) -> dict[str, Any]:
-    """All tables, as JSON writes them; `out` also gets tasks.json, tables and plots. Raises ValueError without any task.
+    """All tables, as JSON writes them; `out` also gets tasks.json, tables and plots. Raises ValueError without any
+    task.
 
-    `folds`-fold by task group. In each fold the parameters are learned from the permissive tasks of the other folds, and
-    one predictor with 500 patterns sees the other folds of all families.
+    `folds`-fold by task group. In each fold the parameters are learned from the permissive tasks of the other folds,
+    and one predictor with 500 patterns sees the other folds of all families.
     """
     corpus = load(data)
     if not corpus.examples:

@@ -7,6 +7,7 @@ Patterns are inputs, so what a deployment learns needs no new file; parameters a
 import hashlib
 import json
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,9 +111,7 @@ class _Writer:
             self.constants.append(numpy_helper.from_array(array, self._names[key]))
         return self._names[key]
 
-    def op(
-        self, kind: str, *inputs: str | float, name: str = "", outputs: int = 1, **attributes: object
-    ) -> str:
+    def op(self, kind: str, *inputs: str | float, name: str = "", outputs: int = 1, **attributes: Any) -> str:
         """Numbers among the inputs become float constants."""
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         out = [name or f"n{len(self.nodes)}", *(f"n{len(self.nodes)}.{i}" for i in range(1, outputs))]

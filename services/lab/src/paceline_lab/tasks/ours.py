@@ -26,7 +26,10 @@ class Ours:
     """Answers like the rivals do."""
 
     def __init__(self, model: TaskModel) -> None:
+        if model.matcher is None:
+            raise ValueError("a model without a matcher answers nothing")
         self.model = model
+        self._matcher = model.matcher
 
     def learn(self, history: Sequence[TaskExample]) -> None:
         """Tasks in the order in which they ended."""
@@ -50,7 +53,7 @@ class Ours:
 
     def shape(self, app: str, cut: Checkpoint) -> Shape | None:
         """The shape that most of the mixture has."""
-        matcher = self.model.matcher
+        matcher = self._matcher
         table, _ = self.model.library.table()
         half = np.full((1, 1), 0.5, dtype=np.float32)
         found = matcher.run(partials([(app, cut.stages)]), table, half, np.ones(1, dtype=np.float32))

@@ -2,10 +2,10 @@
 
 `jitserve`: the partial graph against histories by a Gaussian kernel on raw attributes (input length, output length,
 fan-out, model), the best match taken; the deadline of stage s is `phi(s) * D` with `phi(s) = t(<= s) / t(total)` of the
-match. A product of Gaussian kernels has its best match at the least sum of squares, whatever its width, so the unpublished
-width needs no choice. `jitserve-artifact`: as released, width of one token, graphs of unequal stage counts are not compared.
-`app-mean`: what the application's tasks that got this far still needed. `equal`: equal shares of the stages that they
-still had.
+match. A product of Gaussian kernels has its best match at the least sum of squares, whatever its width, so the
+unpublished width needs no choice. `jitserve-artifact`: as released, width of one token, graphs of unequal stage
+counts are not compared. `app-mean`: what the application's tasks that got this far still needed. `equal`: equal
+shares of the stages that they still had.
 """
 
 from collections.abc import Sequence
@@ -135,8 +135,6 @@ def _columns(stages: Stages) -> Floats:
     """float64[_MOST_STAGES, 4]: input, output, calls, actors."""
     columns = np.zeros((_MOST_STAGES, 4))
     n = min(len(stages), _MOST_STAGES)
-    for at, values in enumerate(
-        (stages.input_tokens, stages.output_tokens, stages.model_calls, stages.actors)
-    ):
-        columns[:n, at] = values[:n]
+    for at, name in enumerate(("input_tokens", "output_tokens", "model_calls", "actors")):
+        columns[:n, at] = getattr(stages, name)[:n]
     return columns

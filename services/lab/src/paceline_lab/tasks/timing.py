@@ -7,7 +7,6 @@ import numpy as np
 
 from paceline_core.tasks.graph import Stages
 from paceline_core.tasks.pattern import BYTES_A_PATTERN, PartialBatch, PatternTable, partials
-from paceline_predictor.tasks.library import LibraryParams
 from paceline_predictor.tasks.model import QUANTILES, TaskModel
 
 PATTERNS = 500
@@ -16,6 +15,9 @@ BATCHES = (1, 32)
 
 def timing(model: TaskModel, *, runs: int = 200) -> dict[str, Any]:
     """Milliseconds of the graph alone, and of a whole forecast, for 1 and 32 partial tasks against 500 patterns."""
+    matcher = model.matcher
+    if matcher is None:
+        raise ValueError("a model without a matcher cannot be timed")
     table, _ = model.library.table()
     rows = np.resize(np.arange(len(table)), PATTERNS) if len(table) else np.zeros(0, dtype=np.int64)
     full = PatternTable(*(getattr(table, name)[rows] for name in PatternTable.__slots__))
@@ -26,7 +28,7 @@ def timing(model: TaskModel, *, runs: int = 200) -> dict[str, Any]:
         batch: PartialBatch = partials(tasks)
         levels = np.tile(np.array(QUANTILES, dtype=np.float32), (size, 1))
         sharpness = np.ones(size, dtype=np.float32)
-        graph = _quantiles_ms(lambda b=batch, v=levels, w=sharpness: model.matcher.run(b, full, v, w), runs)
+        graph = _quantiles_ms(lambda b=batch, v=levels, w=sharpness: matcher.run(b, full, v, w), runs)
         whole = _quantiles_ms(lambda t=tasks: model.forecast_stages(t), runs // 2)
         result[f"batch{size}"] = {"graph_ms": graph, "forecast_ms": whole}
     return result
@@ -34,8 +36,9 @@ def timing(model: TaskModel, *, runs: int = 200) -> dict[str, Any]:
 
 def _task(random: np.random.Generator) -> Stages:
     n = int(random.integers(2, 12))
-    columns = random.integers(1, 500, (6, n)).astype(np.float64)
-    return Stages(*columns, actors=np.ones(n, dtype=np.uint8), ended=np.ones(n, dtype=np.bool_))
+    c = random.integers(1, 500, (6, n)).astype(np.float64)
+    ones = np.ones(n, dtype=np.uint8)
+    return Stages(c[0], c[1], c[2], c[3], c[4], c[5], ones, ones.astype(np.bool_))
 
 
 def _quantiles_ms(call: Any, runs: int) -> dict[str, float]:
@@ -51,5 +54,4 @@ def _quantiles_ms(call: Any, runs: int) -> dict[str, float]:
 
 def _bytes_a_pattern() -> int:
     """In memory: cells, stage count, application, weight, id."""
-    assert LibraryParams().capacity >= 1
     return BYTES_A_PATTERN + 4 + 8 + 8 + 8

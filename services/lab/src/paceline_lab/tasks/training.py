@@ -1,8 +1,8 @@
 """Learns the matcher's parameters: how well does a mixture of finished tasks explain what then still came?
 
 The loss of a partial task is minus the log likelihood of what still came (critical-path tokens in log, and the number
-of stages) under the mixture, the task's own group left out. How much history of the same application there is, is drawn for each
-partial task, from none to all, so that costs of strangers are learned for cold and for warm starts.
+of stages) under the mixture, the task's own group left out. How much history of the same application there is, is
+drawn for each partial task, from none to all, so that costs of strangers are learned for cold and for warm starts.
 """
 
 import math

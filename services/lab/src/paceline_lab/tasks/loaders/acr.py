@@ -1,5 +1,6 @@
 """AutoCodeRover on SWE-bench-Lite: chains of calls with end times. Measuring only: the licence is not clear."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from paceline_core.tasks.graph import Call, TaskGraph
@@ -25,7 +26,7 @@ def read(folder: Path) -> list[TaskRecord]:
             for i, row in enumerate(rows)
         )
         ends = [number(row["t_end_s"]) for row in rows]
-        steps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(ends)]
         # The clock starts at the end of the first call, which is given the pace of the others.
         pace = sum(steps) / max(sum(call.output_tokens for call in calls[1:]), 1)
         stage_s = (pace * calls[0].output_tokens, *steps)

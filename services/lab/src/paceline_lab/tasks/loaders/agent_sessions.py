@@ -3,6 +3,7 @@
 The tau-bench part is left out: a call that answers with a tool call has an empty output there.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 from paceline_core.tasks.graph import Call, TaskGraph
@@ -27,7 +28,7 @@ def read(folder: Path) -> list[TaskRecord]:
             for i, row in enumerate(rows)
         )
         starts = [number(row["t_s"]) for row in rows]
-        steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(starts)]
         # The end of the last call is not known: it is given the pace of the others.
         pace = sum(steps) / max(sum(call.output_tokens for call in calls[:-1]), 1)
         stage_s = (*steps, pace * calls[-1].output_tokens)

@@ -28,16 +28,14 @@ def _calls(row: dict[str, Any]) -> list[Call]:
     judged = round(max(row["completion_tokens"] - thoughts, samples) / max(samples, 1))
     proposals = sum(_proposals(step) for step in steps)
     prompt = round(row["prompt_tokens"] / max(samples + proposals, 1))
-    calls = []
+    calls: list[Call] = []
     for step in steps:
         tokens, n = step["new_tokens"], _proposals(step)
-        for i in range(n):
-            # A proposing call writes several thoughts: they are dealt out in turn.
-            written = sum(tokens[i::n])
-            calls.append(_call(2 * step["step"], i, "propose", prompt, written))
+        # A proposing call writes several thoughts: they are dealt out in turn.
+        calls.extend(_call(2 * step["step"], i, "propose", prompt, sum(tokens[i::n])) for i in range(n))
         judge = "vote" if step.get("vote_samples") else "value"
-        for i in range(_samples(step)):
-            calls.append(_call(2 * step["step"] + 1, i, judge, prompt, judged))
+        stage = 2 * step["step"] + 1
+        calls.extend(_call(stage, i, judge, prompt, judged) for i in range(_samples(step)))
     return calls
 
 
