@@ -76,18 +76,18 @@ def test_nothing_learned_answers_nearly_with_the_base() -> None:
 def test_a_wrong_base_covers_what_it_says_after_some_outcomes(
     median: float, sigma: float, said: float, said_sigma: float
 ) -> None:
-    """200 orders at once, each a fleet of its own: coverage of what is said after 20, and after 150 outcomes."""
-    worlds = list(range(200))
-    learner = OnlineLengths(CalibrationParams(max_worlds=200))
-    lengths = draws(1, 200 * 150, median, sigma).reshape(150, 200)
-    base, keys, uncut = lognormal(said, said_sigma, 200), KEY * 200, np.zeros(200, dtype=bool)
+    """100 orders at once, each a fleet of its own: coverage of what is said after 20, and after 150 outcomes."""
+    worlds = list(range(100))
+    learner = OnlineLengths(CalibrationParams(max_worlds=100))
+    lengths = draws(1, 100 * 150, median, sigma).reshape(150, 100)
+    base, keys, uncut = lognormal(said, said_sigma, 100), KEY * 100, np.zeros(100, dtype=bool)
     truth = draws(2, 20_000, median, sigma)
     for number, row in enumerate(lengths, start=1):
-        learner.observe(base, keys, np.zeros(200), row, uncut, worlds=worlds)
+        learner.observe(base, keys, np.zeros(100), row, uncut, worlds=worlds)
         if number in (20, 150):
-            cdf = cdf_from_probabilities(learner.refine(base, keys, np.zeros(200), worlds).probabilities)
+            cdf = cdf_from_probabilities(learner.refine(base, keys, np.zeros(100), worlds).probabilities)
             for level in LEVELS:
-                bounds = quantile(cdf, float(level), np.zeros(200), np.full(200, OPEN_EDGE))
+                bounds = quantile(cdf, float(level), np.zeros(100), np.full(100, OPEN_EDGE))
                 covered = np.mean([(truth <= bound).mean() for bound in bounds])
                 assert covered == pytest.approx(level, abs=0.05 if number == 20 else 0.02)
 
@@ -130,17 +130,11 @@ def test_a_new_app_begins_with_the_offset_of_its_model() -> None:
     assert quantiles(learner, base, ("short", "new"))[0] < 80
 
 
-def test_shipped_offsets_are_believed_until_outcomes_say_otherwise() -> None:
+def test_shipped_offsets_hold_until_outcomes_say_otherwise() -> None:
     shipped = ShippedOffsets.parse({"m": {"log": 1.0, "outcomes": 500, "apps": {"b": [2.0, 300]}}})
     learner, base = OnlineLengths(offsets=shipped), lognormal(100, 0.4)
     assert quantiles(learner, base)[0] == pytest.approx(100 * math.e, rel=0.15)
     assert quantiles(learner, base, ("m", "b"))[0] == pytest.approx(100 * math.e**2, rel=0.15)
-    unsure = ShippedOffsets.parse({"m": {"log": 1.0, "outcomes": 0, "apps": {"b": [2.0, 0]}}})
-    other = OnlineLengths(offsets=unsure)
-    for each in (learner, other):
-        learn(each, base, draws(9, 5, 500, 0.4), ("m", "b"))
-    bound, loose = (quantiles(each, base, ("m", "b"))[0] for each in (learner, other))
-    assert loose < bound < 100 * math.e**2
     learn(learner, base, draws(10, 300, 100, 0.4), ("m", "b"))
     assert quantiles(learner, base, ("m", "b"))[0] == pytest.approx(100, rel=0.2)
 
@@ -187,7 +181,7 @@ def test_drift_is_seen_and_ends() -> None:
         declared=promised,
     )  # fmt: skip
     assert "P90 covers only" in learner.report("m").alarm
-    learn(learner, base, draws(15, 900, 200, 0.4))
+    learn(learner, base, draws(15, 600, 200, 0.4))
     report = learner.report("m", "a")
     assert report.alarm == ""
     assert report.coverage == pytest.approx(LEVELS, abs=0.06)
@@ -276,7 +270,7 @@ def test_keys_are_bounded() -> None:
     assert len(learner.keys) == 5
     assert learner.observed == 300
     assert len(learner.to_bytes()) < 100_000
-    for i in range(2_000):
+    for i in range(600):
         learner.refine(lognormal(100, 0.5), [(f"x{i}", "y")], NONE)
     assert len(learner.keys) == 5, "asking is not remembered"
 

@@ -56,6 +56,6 @@ class Evidence:
     def add(self, paths: Rows, values: FloatArray, weight: FloatArray) -> None:
         """One outcome for each path, at all its levels. `values`, `weight` [N, columns]; where the weight is 0 nothing
         decays. No row may stand in two paths."""
-        keep = np.where(weight > 0, self._keep, 1.0)[:, None, :]
+        keep = (self._keep if weight.all() else np.where(weight > 0, self._keep, 1.0))[..., None, :]
         self.sums[paths] = self.sums[paths] * keep + (values * weight)[:, None, :]
         self.weights[paths] = self.weights[paths] * keep + weight[:, None, :]

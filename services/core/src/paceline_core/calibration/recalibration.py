@@ -38,6 +38,8 @@ def pit_map(shares: FloatArray, steer: FloatArray) -> FloatArray:
     knots[:, 1:4] = np.clip(LEVELS + steer, _LOWEST, _HIGHEST)
     knots[:, 3] = np.maximum(knots[:, 3], knots[:, 2] + _APART)
     knots[:, 4] = 1.0
+    if n == 1:  # the same in one step
+        return np.asarray(np.interp(table[0], knots[0], _KNOTS))[None]
     return _between(table, knots)
 
 
