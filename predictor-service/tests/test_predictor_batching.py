@@ -114,17 +114,15 @@ async def test_waiting_questions_are_bounded_and_the_end_answers_them() -> None:
             assert ended.value.reason is Reason.DRAINING
 
 
-async def test_calls_that_come_close_together_share_a_batch_and_a_lone_caller_does_not_wait() -> None:
-    """The wait is far longer than the test may take: who is made to wait for it fails by the timeout."""
+async def test_calls_that_come_one_after_the_other_share_a_batch() -> None:
     model = FakeSlowModel()
     model.go_on.release(100)
-    async with Batcher(model, linger_s=0.05) as batcher, asyncio.timeout(WAIT_S):
-        await asyncio.gather(*(ask(batcher, str(number)) for number in range(5)))
-        assert model.batches == [5]
-    model = FakeSlowModel()
-    model.go_on.release(100)
-    async with Batcher(model, linger_s=3600.0) as batcher, asyncio.timeout(WAIT_S):
-        for number in range(5):
-            await ask(batcher, str(number))
-            await asyncio.sleep(0.01)  # the way to a caller and back
-        assert model.batches == [1] * 5
+
+    async def later(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await ask(batcher, str(turns))
+
+    async with Batcher(model) as batcher, asyncio.timeout(WAIT_S):
+        await asyncio.gather(*(later(4 * number) for number in range(6)))
+    assert model.batches == [6]

@@ -42,7 +42,6 @@ class PredictorApp:
             model,
             max_batch=own.max_batch,
             max_waiting=own.max_waiting,
-            linger_s=own.batch_linger_ms / 1000,
         )
         self.keeper = Keeper(
             {LENGTHS: model, TASKS: self.tasks.model},

@@ -15,8 +15,8 @@ from paceline_runtime.errors import PacelineError, Reason
 
 _BATCH_CHARS = 65_536
 """A batch ends past so much text: reading it must not hold up the event loop for longer than a batch of short ones."""
-_NO_ROUND_TRIP_S = 0.0002
-"""Sooner than this nobody has got an answer and asked again."""
+_TURNS = 8
+"""Turns of the event loop, some 0.01 ms each, that are waited for another call."""
 
 
 @dataclass(slots=True)
@@ -32,9 +32,10 @@ class _Call:
 class Batcher:
     """While the model works on one batch, the questions that come form the next one.
 
-    A batch of a few questions costs hardly more than one: so where calls come close together, the first of them waits a
-    moment for the others. A caller who asks one question after the other is never made to wait. A batch is small, and a
-    large call goes through several, taking turns with the others: nobody waits for a call of a thousand questions.
+    A batch of a few questions costs hardly more than one, but gRPC hands calls over one by one, even those that wait
+    already: so the event loop gets a few turns before a batch begins, and more as long as they bring further calls. A
+    batch is small, and a large call goes through several, taking turns with the others: nobody waits for a call of a
+    thousand questions.
     Use as `async with Batcher(model) as batcher`.
     """
 
@@ -44,21 +45,16 @@ class Batcher:
         *,
         max_batch: int = 64,
         max_waiting: int = 8192,
-        linger_s: float = 0.002,
         thread_from: int = 1 << 30,
     ) -> None:
-        """`linger_s`: longest wait for others. `thread_from`: batches of so many questions go to a thread."""
+        """`thread_from`: batches of so many questions have their bases computed in a thread."""
         self._model = model
         self._max_batch = max_batch
         self._turn_share = max(1, max_batch // 2)
         self._max_waiting = max_waiting
         self._thread_from = thread_from
-        self._linger_s = linger_s
         self._calls: deque[_Call] = deque()
         self._waiting = 0
-        self._crowded = False
-        self._last_calls = 0
-        self._last_end_s = float("-inf")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -81,32 +77,29 @@ class Batcher:
             return LengthAnswers(np.empty((0, K)), (), (), ())
         if self._waiting + len(questions) > self._max_waiting:
             raise PacelineError(Reason.QUEUE_FULL, "too many questions are waiting", retry_after_ms=100)
-        loop = asyncio.get_running_loop()
-        call = _Call(questions, loop.create_future())
-        self._crowded = self._crowded or self._in_a_crowd(loop.time())
+        call = _Call(questions, asyncio.get_running_loop().create_future())
         self._calls.append(call)
         self._waiting += len(questions)
         self._wake.set()
         return await call.answered
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._calls:
-                if self._crowded and self._waiting < self._max_batch:
-                    await asyncio.sleep(self._linger_s)
-                self._crowded = False
-                batch = self._take()
-                await self._answer(batch)
-                self._last_calls, self._last_end_s = len(batch), loop.time()
-                await asyncio.sleep(0)
+                await self._gather()
+                await self._answer(self._take())
 
-    def _in_a_crowd(self, now_s: float) -> bool:
-        """Whether a call that comes now is not the next one of a lone caller, who would first have read an answer."""
-        since_s = now_s - self._last_end_s
-        return bool(self._calls) or since_s < (self._linger_s if self._last_calls > 1 else _NO_ROUND_TRIP_S)
+    async def _gather(self) -> None:
+        """Let the calls in that are on their way."""
+        turns = 0
+        while turns < _TURNS and self._waiting < self._max_batch:
+            before = self._waiting
+            await asyncio.sleep(0)
+            turns = 0 if self._waiting > before else turns + 1
+        if turns == 0:  # a batch is full already: other tasks get their turn all the same
+            await asyncio.sleep(0)
 
     def _take(self) -> list[tuple[_Call, slice]]:
         """The next batch: of each waiting call in turn a part; of calls that gave up nothing."""

@@ -71,8 +71,6 @@ class PredictorConfig(ConfigModel):
     """Largest model file that is accepted, bytes."""
     max_batch: int = Field(default=64, ge=1, le=1024)
     """Most questions given to a model at once; larger calls go through it in turns with the others."""
-    batch_linger_ms: float = Field(default=2.0, ge=0, le=100)
-    """Longest wait of a question for others when calls come close together, milliseconds; a lone caller never waits."""
     max_waiting: int = Field(default=8192, ge=1024)
     """Most questions waiting for a model; more are refused with QUEUE_FULL."""
     histogram: HistogramConfig = HistogramConfig()
