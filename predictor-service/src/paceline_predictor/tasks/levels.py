@@ -24,7 +24,7 @@ _STRENGTH: Final = 40.0
 """How many outcomes the level above is worth."""
 _MAX_APPS: Final = 256
 _MIN_SCORED: Final = 20.0
-SHARPNESS: Final = (0.0, 0.3, 1.0, 3.0)
+SHARPNESS: Final = (0.0, 1.0, 3.0)
 """How much distances count; 0: not at all."""
 _USUAL: Final = SHARPNESS.index(1.0)
 _PRIOR_LOSS: Final = 0.02

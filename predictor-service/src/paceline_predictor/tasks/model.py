@@ -20,8 +20,11 @@ from paceline_predictor.tasks.matcher import Matches, TaskMatcher
 QUANTILES: Final = (0.1, 0.5, 0.9, 0.95)
 """Levels of every forecast."""
 _P90: Final = 0.9
-_SCORED_CUTS: Final = 4
-"""Stages of a finished task at whose begin its forecast is scored."""
+SCORED_STAGES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Stages at whose begin the forecast of a finished task is scored. They do not depend on how many it had: cuts at parts of
+a task would score long tasks too rarely at each stage, and forecasts of what comes would be taken for too long."""
+_CUT_WEIGHT: Final = 0.25
+"""Outcomes that one cut counts as: cuts of one task are alike."""
 _UNLIKE: Final = 0.1
 """Similarity below which a forecast rests on the application, not on a pattern."""
 _MAGIC = b"PTS1"
@@ -148,8 +151,7 @@ class TaskModel:
         return take_over
 
     def _score(self, matcher: TaskMatcher, app: str, stages: Stages) -> None:
-        n = len(stages)
-        cuts = np.unique(np.linspace(1, n, min(n, _SCORED_CUTS)).round().astype(int)).tolist()
+        cuts = [stage for stage in SCORED_STAGES if stage <= len(stages)]
         ways = len(SHARPNESS)
         batch = partials([(app, stages.begun(cut)) for _ in range(ways) for cut in cuts])
         code = app_code(app)
@@ -164,11 +166,10 @@ class TaskModel:
         truth = np.array([stages.critical_tokens[cut - 1 :].sum() for cut in cuts])
         held = (truth <= quantiles[used, :, -1]).astype(np.float64)
         losses = np.array([log_pinball(way[:, :-1], truth).mean() for way in quantiles])
-        weight = 1.0 / len(cuts)
         with self._lock:
-            self._levels.learn(code, places(quantiles[used, :, :-1], truth), held, losses, weight)
-            self._held += weight * float(held.sum())
-            self._scored += 1.0
+            self._levels.learn(code, places(quantiles[used, :, :-1], truth), held, losses, _CUT_WEIGHT)
+            self._held += float(held.sum())
+            self._scored += len(cuts)
 
     def _learn(self, app: str, stages: Stages) -> bool:
         with self._lock:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 
 from paceline_core.tasks.graph import Stages
 from paceline_lab.tasks.dataset import TaskExample
+from paceline_predictor.tasks.model import SCORED_STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,9 @@ def checkpoint(example: TaskExample, number: int, seen: int, running: bool) -> C
     )
 
 
-def checkpoints(
-    example: TaskExample, number: int, most: int, random: np.random.Generator | None = None
-) -> Iterator[Checkpoint]:
-    """At most `most` cuts of a task, spread evenly or drawn; each as it stands after a stage and at the next begin."""
-    n = len(example.stages)
-    if random is None:
-        at = np.unique(np.linspace(1, n, min(n, most)).round().astype(int))
-    else:
-        at = random.permutation(np.arange(1, n + 1))[:most]
-    for seen in at.tolist():
-        yield checkpoint(example, number, seen, running=False)
-        yield checkpoint(example, number, seen, running=True)
+def checkpoints(example: TaskExample, number: int) -> Iterator[Checkpoint]:
+    """A task as it stood after each of SCORED_STAGES, and at its begin."""
+    for seen in SCORED_STAGES:
+        if seen <= len(example.stages):
+            yield checkpoint(example, number, seen, running=False)
+            yield checkpoint(example, number, seen, running=True)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -130,7 +130,15 @@ def _score(ours: Ours, history: Sequence[TaskExample], tests: Sequence[TaskExamp
                 guess = shape_of(match.stages) if match else None
             if method == OURS or guess is not None:
                 rows.append(
-                    base | {"method": method, "kind": "shape", "hit": guess == shape, "repeated": repeated}
+                    base
+                    | {
+                        "method": method,
+                        "kind": "shape",
+                        "hit": guess == shape,
+                        "repeated": repeated,
+                        "shape": shape,
+                        "prefix": shape_of(middle.stages),
+                    }
                 )
             if n <= MOST_STAGES and test.stages.critical_tokens.sum() > 0:
                 mine = given[most:]
@@ -227,6 +235,7 @@ def summary(rows: Sequence[Row], cold: Sequence[Row]) -> dict[str, Any]:
             seen = [r for r in group if r["repeated"]]
             table["shape_match"] = fmean(r["hit"] for r in group)
             table["shape_repeated"] = len(seen) / len(group)
+            table["shape_commonest"] = _commonest(group)
             table["shape_match_of_repeated"] = fmean(r["hit"] for r in seen) if seen else None
     return {"families": families, "cold_start": list(cold), "overall": _overall(families)}
 
@@ -248,6 +257,14 @@ def _overall(families: dict[str, Any]) -> dict[str, Any]:
     if ours:
         overall[OURS]["shape_match_repeated_families"] = fmean(t["shape_match"] for t in ours)
     return overall
+
+
+def _commonest(group: Sequence[Row]) -> float:
+    """How often the commonest completion of what was seen is right, known in hindsight: what no shape alone can beat."""
+    completions: dict[Shape, Counter[Shape]] = defaultdict(Counter)
+    for row in group:
+        completions[row["prefix"]][row["shape"]] += 1
+    return sum(max(counts.values()) for counts in completions.values()) / len(group)
 
 
 def _by_stage(group: Sequence[Row], name: str) -> dict[str, float]:

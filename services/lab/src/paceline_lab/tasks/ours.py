@@ -10,11 +10,13 @@ from paceline_lab.tasks.checkpoints import Checkpoint
 from paceline_lab.tasks.dataset import TaskExample
 from paceline_lab.tasks.rivals import RivalAnswer
 from paceline_lab.tasks.shapes import Shape, shape_of_cells
+from paceline_predictor.tasks.levels import SHARPNESS
 from paceline_predictor.tasks.matcher import TaskMatcher
 from paceline_predictor.tasks.model import QUANTILES, TaskModel, TaskOutcome
 
 _P50, _P90 = QUANTILES.index(0.5), QUANTILES.index(0.9)
 _NOW_S = 1.0
+_SHARP = np.array([SHARPNESS[-1]], dtype=np.float32)
 
 
 def model_of(model_file: bytes) -> TaskModel:
@@ -56,7 +58,7 @@ class Ours:
         matcher = self._matcher
         table, _ = self.model.library.table()
         half = np.full((1, 1), 0.5, dtype=np.float32)
-        found = matcher.run(partials([(app, cut.stages)]), table, half, np.ones(1, dtype=np.float32))
+        found = matcher.run(partials([(app, cut.stages)]), table, half, _SHARP)
         mass: dict[Shape, float] = defaultdict(float)
         for place, share in zip(found.nearest[0] - matcher.shipped, found.mass[0], strict=True):
             if place >= 0:

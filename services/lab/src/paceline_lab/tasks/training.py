@@ -147,7 +147,7 @@ def _balanced(examples: Sequence[TaskExample], count: int, random: np.random.Gen
 
 
 def _cuts(examples: Sequence[TaskExample], count: int, random: np.random.Generator) -> list[Checkpoint]:
-    cuts = [cut for i, example in enumerate(examples) for cut in checkpoints(example, i, 4, random)]
+    cuts = [cut for i, example in enumerate(examples) for cut in checkpoints(example, i)]
     sizes = Counter(examples[cut.example].family for cut in cuts)
     chance = np.array([1.0 / sizes[examples[cut.example].family] for cut in cuts])
     n = min(count, len(cuts))
