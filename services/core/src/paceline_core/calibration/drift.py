@@ -83,7 +83,7 @@ class Drift:
         ] = 1.0
         weight = (~np.isnan(values)).astype(np.float64)
         keep = np.where(weight > 0, self._keep, 1.0)[:, None, :]
-        self.sums[paths] = self.sums[paths] * keep + np.nan_to_num(values)[:, None, :]
+        self.sums[paths] = self.sums[paths] * keep + np.where(weight > 0, values, 0.0)[:, None, :]
         self.weights[paths] = self.weights[paths] * keep + weight[:, None, :]
         self.counts[paths] += 1
 

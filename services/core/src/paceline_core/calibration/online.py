@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline_core.calibration.drift import DriftReport
-from paceline_core.calibration.forecast import cdf_at, forecast, whole, width
+from paceline_core.calibration.evidence import Rows
+from paceline_core.calibration.forecast import Forecast, cdf_at, forecast, whole, width
 from paceline_core.calibration.learned import Learned
 from paceline_core.calibration.offset import LOG_MIDDLE, NO_OFFSETS, ShippedOffsets
 from paceline_core.calibration.params import CalibrationParams, LengthKey
@@ -162,8 +163,9 @@ class OnlineLengths:
         """One wave: no two rows of the same world."""
         if not usable.all():
             base = np.where(usable[:, None], base, TAIL)
-        told = np.where(censored, lengths > np.maximum(generated, 0), lengths > generated)
-        told &= np.isfinite(base).all(axis=1) & (base >= 0).all(axis=1) & (base.sum(axis=1) > 0)
+        total = base.sum(axis=1)
+        told = (lengths > np.where(censored, np.maximum(generated, 0), generated)) & (generated >= 0)
+        told &= np.isfinite(total) & (total > 0) & (base.min(axis=1) >= 0)
         if not told.all():
             at = np.flatnonzero(told).tolist()
             if at:
@@ -177,67 +179,54 @@ class OnlineLengths:
         known = learned.known(keys, paths, generated)
         f = forecast(base, known, generated, usable)
         learned.changed()
-        g = f.generated
-        n = len(keys)
-        rows = np.arange(n)
-        bins = np.minimum(np.searchsorted(EDGES, lengths, side="left"), K - 1)
-        # What the length was, or may have become.
-        outcome = np.zeros((n, K))
-        outcome[rows, bins] = 1.0
-        log_length = np.log(np.maximum(lengths, 1.0))
-        log_square = log_length**2
-        likelihood = f.parts[:, rows, bins]
-        if censored.any():
-            beyond = np.clip((UPPER - lengths[:, None]) / (UPPER - np.maximum(LOWER, g[:, None])), 0.0, 1.0)
-            later = beyond * np.maximum(np.diff(f.answer, axis=1, prepend=0.0), 1e-9 * TAIL)
-            later /= later.sum(axis=1, keepdims=True)
-            outcome[censored] = later[censored]
-            log_length = np.where(censored, later @ LOG_MIDDLE, log_length)
-            log_square = np.where(censored, later @ LOG_MIDDLE**2, log_square)
-            likelihood = np.where(censored, (f.parts * beyond).sum(axis=2), likelihood)
-        first = g == 0
-        residual = log_length - f.mean - known.shipped
-        off = residual - known.offset
-        spread = log_square - log_length**2 + off**2
-        values = np.empty((n, K + 2))
-        values[:, :K] = outcome
+        became = _became(f, lengths, censored)
+        places = learned.places(paths, f.generated)
+
+        off = became.log_mean - f.mean - known.shipped - known.offset
+        spread = became.log_variance + off**2
+        first = (f.generated == 0).astype(np.float64)
+        values, weight = np.empty((2, len(keys), K + 2))
+        values[:, :K] = became.mass
         values[:, K] = known.offset + np.clip(off, -_FARTHEST, _FARTHEST)
-        values[:, K + 1] = np.minimum(spread / f.variance, _FARTHEST_SQUARES)
-        weight = np.repeat(first[:, None].astype(np.float64), K + 2, axis=1)
-        weight[:, K:] *= usable[:, None]
+        values[:, K + 1] = np.minimum(spread / f.variance, _FARTHEST**2)
+        weight[:, :K] = first[:, None]
+        weight[:, K:] = (first * usable)[:, None]
         learned.lengths.add(paths, values, weight)
 
-        likelihood = likelihood + 1e-3 * TAIL[bins]
-        weighed = np.stack([f.base_share, 1 - f.base_share]) * likelihood
-        u = cdf_at(f.mixed_cdf, lengths, g)
-        places = learned.places(paths, g)
-        values = np.empty((n, PIT_BINS + 1))
-        values[:, :PIT_BINS] = pit_shares(u, censored, f.table)
-        values[:, PIT_BINS] = weighed[0] / weighed.sum(axis=0)
-        weight = np.empty((n, PIT_BINS + 1))
+        values, weight = np.empty((2, len(keys), PIT_BINS + 1))
+        values[:, :PIT_BINS] = pit_shares(cdf_at(f.mixed_cdf, lengths, f.generated), censored, f.table)
+        by_base = f.base_share * became.likelihood[0]
+        values[:, PIT_BINS] = by_base / (by_base + (1 - f.base_share) * became.likelihood[1])
         weight[:, :PIT_BINS] = known.settled[:, None]
         weight[:, PIT_BINS] = usable
         learned.calibration.add(places, values, weight)
 
-        final = cdf_at(f.answer, lengths, g)
-        most = np.where(limits < OPEN_EDGE, cdf_at(f.answer, limits, g), 2.0)
-        hits = _hits(final[:, None] <= LEVELS, final[:, None] >= LEVELS, censored, most[:, None] > LEVELS)
-        step = self.params.steering_gain * np.where(~np.isnan(hits), LEVELS - np.nan_to_num(hits), 0.0)
-        learned.steer[places] = np.clip(
-            learned.steer[places] + step[:, None, :], -_FARTHEST_STEER, _FARTHEST_STEER
-        )
-
-        said = ~np.isnan(declared)
-        there = _hits(
-            lengths[:, None] <= declared, lengths[:, None] >= declared, censored, declared < limits[:, None]
-        )
+        pit = cdf_at(f.answer, lengths, f.generated)
+        hits = self._steer(f, places, pit, censored, limits)
+        if (said := ~np.isnan(declared)).any():
+            past, counts = lengths[:, None] >= declared, declared < limits[:, None]
+            hits = np.where(said, _hits(lengths[:, None] <= declared, past, censored, counts), hits)
         learned.drift.add(
             paths,
-            np.where(said, there, hits),
-            np.where(censored, np.nan, final),
+            hits,
+            np.where(censored, np.nan, pit),
             np.where(usable, off, np.nan),
             width(f.answer),
         )
+
+    def _steer(
+        self, f: Forecast, places: Rows, pit: FloatArray, censored: NDArray[np.bool_], limits: FloatArray
+    ) -> FloatArray:
+        """Steer the levels by what they would have covered, which is returned: [N, 3], as of `_hits`."""
+        counts = np.ones((len(pit), len(LEVELS)), dtype=np.bool_)
+        if (limits < OPEN_EDGE).any():
+            most = np.where(limits < OPEN_EDGE, cdf_at(f.answer, limits, f.generated), 2.0)
+            counts = most[:, None] > LEVELS
+        hits = _hits(pit[:, None] <= LEVELS, pit[:, None] >= LEVELS, censored, counts)
+        step = self.params.steering_gain * np.where(np.isnan(hits), 0.0, LEVELS - hits)
+        steer = self._learned.steer
+        steer[places] = np.clip(steer[places] + step[:, None, :], -_FARTHEST_STEER, _FARTHEST_STEER)
+        return hits
 
     def _row(self, model: str | None, app: str | None, world: int) -> int:
         level = 0 if model is None else 1 if app is None else 2
@@ -246,8 +235,39 @@ class OnlineLengths:
 
 _FARTHEST = 3.0
 """Log residuals past it are drawn in: one answer of 30,000 tokens is no new model."""
-_FARTHEST_SQUARES = 9.0
 _FARTHEST_STEER = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class _Became:
+    """What N lengths were or, of censored ones, may have become."""
+
+    mass: FloatArray
+    """[N, K] All in one bin, or spread by the answer."""
+    log_mean: FloatArray
+    log_variance: FloatArray
+    likelihood: FloatArray
+    """[2, N] By the stretched base and by the histogram; never 0."""
+
+
+def _became(f: Forecast, lengths: FloatArray, censored: NDArray[np.bool_]) -> _Became:
+    rows = np.arange(len(lengths))
+    bins = np.minimum(np.searchsorted(EDGES, lengths, side="left"), K - 1)
+    mass = np.zeros((len(lengths), K))
+    mass[rows, bins] = 1.0
+    log_mean, log_variance = np.log(np.maximum(lengths, 1.0)), np.zeros(len(lengths))
+    likelihood = f.parts[:, rows, bins]
+    if censored.any():
+        low = np.maximum(LOWER, f.generated[:, None])
+        beyond = np.clip((UPPER - lengths[:, None]) / np.maximum(UPPER - low, 1e-9), 0.0, 1.0)
+        later = beyond * np.maximum(np.diff(f.answer, axis=1, prepend=0.0), 1e-9 * TAIL)
+        later /= later.sum(axis=1, keepdims=True)
+        mass[censored] = later[censored]
+        mean = later @ LOG_MIDDLE
+        log_variance = np.where(censored, np.maximum(later @ LOG_MIDDLE**2 - mean**2, 0.0), log_variance)
+        log_mean = np.where(censored, mean, log_mean)
+        likelihood = np.where(censored, (f.parts * beyond).sum(axis=2), likelihood)
+    return _Became(mass, log_mean, log_variance, likelihood + 1e-3 * TAIL[bins])
 
 
 def _hits(
