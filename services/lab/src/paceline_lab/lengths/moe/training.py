@@ -5,7 +5,7 @@ Deterministic: everything random comes from the seed.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def train(sample: Sample, families: int, params: MoeParams, seed: int, held_out:
         weights = optimiser.step(weights, gradient(weights, basis, batch, params, rng))
         if not len(judge):
             best = optimiser.average
-        elif step % params.every == 0:
+        elif step % params.every == 0 or step == params.steps:
             value = validation_score(optimiser.average, basis, judge, params)
             _log.debug("step %d: held-out score %.4f", step, value)
             if value < best_score - 1e-5:
@@ -221,7 +221,11 @@ class _Adam:
             keep = 1 - rate * self._params.decay if w.ndim == 2 else 1.0
             return np.asarray(keep * w - rate * move, w.dtype)
 
+        profiles = weights.profiles
         weights = weights.each(moved, self._first, self._second)
+        # A profile is where a family begins, not a dependence to be kept small.
+        drop = rate * self._params.decay
+        weights = replace(weights, profiles=np.asarray(weights.profiles + drop * profiles, profiles.dtype))
         hold = min(0.99, self._done / (self._done + 10))
         self.average = self.average.each(lambda a, w: np.asarray(hold * a + (1 - hold) * w, a.dtype), weights)
         return weights
