@@ -132,7 +132,9 @@ async def test_a_corrupt_file_leaves_the_histograms_and_says_so(tmp_path: Path) 
         assert estimate.source == "histogram"
         assert at(estimate, 0.9) < 40
         assert str(path) in (await info(stub)).warning
-        assert 'paceline_degraded{reason="length_model"} 1' in telemetry.prometheus_text().decode()
+        page = telemetry.prometheus_text().decode()
+        assert 'paceline_degraded{reason="length_model"} 1' in page
+        assert 'paceline_degraded{reason="learned_state"} 0' in page
         tiny_length_model(path)
         await stub.ReloadModels(pb.ReloadModelsRequest())
         (estimate,) = await ask(stub, query())

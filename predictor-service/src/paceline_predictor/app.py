@@ -1,5 +1,7 @@
 """Builds the predictor: the only file that knows all its parts."""
 
+import asyncio
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -50,10 +52,7 @@ class PredictorApp:
             timeout_s=own.state_timeout_s,
         )
         self._monitor = Monitor(model, telemetry.instruments)
-        keeper = self.keeper
-        telemetry.instruments.observe(
-            DEGRADED, lambda: [(1.0 if keeper.warning else 0.0, {"reason": "learned_state"})]
-        )
+        telemetry.instruments.observe(DEGRADED, self._degraded)
         self.server = Server(
             own.server.model_copy(update={"listen": own.listen}),
             tls=config.tls,
@@ -81,8 +80,9 @@ class PredictorApp:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await self.length_file.load()
-            await self.tasks.load()
+            async with asyncio.TaskGroup() as loading:
+                loading.create_task(self.length_file.load(), name="length-model")
+                loading.create_task(self.tasks.load(), name="task-model")
             await stack.enter_async_context(self.keeper)
             await stack.enter_async_context(self._batcher)
             await stack.enter_async_context(self._monitor)
@@ -95,6 +95,14 @@ class PredictorApp:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
+
+    def _degraded(self) -> Iterable[tuple[float, Mapping[str, str]]]:
+        warnings = {
+            "learned_state": self.keeper.warning,
+            "length_model": self._monitor.warning,
+            "task_model": self.tasks.warning,
+        }
+        return [(1.0 if warning else 0.0, {"reason": reason}) for reason, warning in warnings.items()]
 
 
 async def run(config: Config, process: Process) -> None:

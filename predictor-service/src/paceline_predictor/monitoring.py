@@ -9,7 +9,6 @@ from typing import Self
 from paceline_predictor.model import LengthModel, ModelReport
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import (
-    DEGRADED,
     PREDICTION_BIAS,
     PREDICTION_COVERAGE,
     PREDICTION_COVERAGE_BY_KEY,
@@ -40,9 +39,6 @@ class Monitor:
         instruments.observe(PREDICTION_PIT_DRIFT, lambda: _by_model(self._report, "drift"))
         instruments.observe(PREDICTION_FALLBACKS, lambda: [(float(_fallbacks(self._report)), {})])
         instruments.observe(PREDICTOR_MODEL_BYTES, lambda: _file(self._report))
-        instruments.observe(
-            DEGRADED, lambda: [(1.0 if self._report.warning else 0.0, {"reason": "length_model"})]
-        )
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="predictor-monitor")
@@ -54,6 +50,11 @@ class Monitor:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the model, as last read; empty: nothing. For any thread."""
+        return self._report.warning
 
     def refresh(self) -> None:
         """Read the report now; on the event loop. A new warning, and its end, are logged."""

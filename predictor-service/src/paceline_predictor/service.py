@@ -121,22 +121,22 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
     async def ReloadModels(
         self, request: predictor_pb2.ReloadModelsRequest, context: ServicerContext
     ) -> predictor_pb2.ReloadModelsResponse:
-        """Takes the model file as it is now, and keeps what was learned, unless the saved state is asked for, too.
+        """Takes each model file as it is now, and keeps what was learned, unless the saved state is asked for, too.
 
-        Calls in progress are answered by the one or the other. Raises FAILED_PRECONDITION when the file cannot be used,
-        and what `Keeper.reload` raises; the model and the state in use stay.
+        Calls in progress are answered by the one or the other. Raises FAILED_PRECONDITION when a file cannot be used,
+        and what `Keeper.reload` raises; that model, and the state in use, stay.
         """
-        try:
-            await self._file.reload()
-            await self._tasks.reload()
-        except ModelFileError as error:
-            self._instruments.add(MODEL_RELOADS, outcome="refused")
-            raise PacelineError(
-                Reason.FAILED_PRECONDITION,
-                f"the model in use stays: {error}",
-                metadata={"field": "model_path"},
-            ) from None
-        self._instruments.add(MODEL_RELOADS, outcome="loaded")
+        problems = []
+        for name, reload in (("length_model", self._file.reload), ("task_model", self._tasks.reload)):
+            try:
+                await reload()
+            except ModelFileError as error:
+                self._instruments.add(MODEL_RELOADS, outcome="refused")
+                problems.append(f"{name}: {error}; the one in use stays")
+            else:
+                self._instruments.add(MODEL_RELOADS, outcome="loaded")
+        if problems:
+            raise PacelineError(Reason.FAILED_PRECONDITION, "; ".join(problems))
         if request.saved_state:
             await self._keeper.reload()
         return predictor_pb2.ReloadModelsResponse(models=self._infos())
