@@ -27,9 +27,9 @@ class QrfParams:
     trees: int = 50
     leaf_weight: float = 5.0
     """Least weight of the training rows in a leaf; the rows of a prompt weigh one or two together."""
-    progress_trees: int = 40
+    progress_trees: int = 30
     """Trees for answers in progress: a forest of their own, grown where training rows have such questions."""
-    progress_leaf_weight: float = 4.0
+    progress_leaf_weight: float = 2.0
     depth: int = 30
     features_share: float = 0.6
     """Share of the features that each split tries."""

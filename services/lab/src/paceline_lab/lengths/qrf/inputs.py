@@ -12,6 +12,7 @@ from paceline_lab.lengths.design import CsrMatrix, raw_features
 from paceline_lab.lengths.example import Example
 from paceline_lab.lengths.offsets import Offsets, offsets_of
 from paceline_lab.lengths.qrf.forest import Float32, Float64, spread
+from paceline_lab.lengths.splits import fold_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,18 @@ class Rows:
 def training_rows(examples: Sequence[Example], offsets: Offsets) -> Rows:
     """Rows of examples.
 
-    The declared limit, the temperature and the app's name are blanked: in the training sets they say which set it is.
-    What never varies is never split on, so in service they say nothing to the forest.
+    The declared limit and the temperature are blanked: in the training sets they say which set it is. What never
+    varies is never split on, so in service they say nothing to the forest. Half of the prompts keep their app's name,
+    since live apps may have names that mean the same, or others.
     """
     questions = [
-        dataclasses.replace(example.question, app="", max_tokens=0, temperature=0.0) for example in examples
+        dataclasses.replace(
+            example.question,
+            app=example.question.app if fold_of(example.prompt_id, 2, seed=41) else "",
+            max_tokens=0,
+            temperature=0.0,
+        )
+        for example in examples
     ]
     raw = raw_features(questions)
     logs = offsets_of(offsets, [example.question for example in examples])
