@@ -17,7 +17,7 @@ NAMES: Final = (
 )
 
 _FENCE: Final = b"```"
-_LIST_ITEM: Final = re.compile(rb"(?:^|\n)[ \t]{0,8}(?:(\d{1,3})[.)]|[-*]|\xe2\x80\xa2)[ \t]")
+_LIST_ITEM: Final = re.compile(rb"\n[ \t]{0,8}(?:(\d{1,3})[.)]|[-*]|\xe2\x80\xa2)[ \t]")
 _WORDS_BACK: Final = 96
 
 
@@ -58,7 +58,7 @@ def _fence_open(tail: bytes) -> float:
 
 def _list_state(tail: bytes) -> tuple[float, float]:
     """Number of the last list item (of a bullet: how many are seen), over 10, and whether there is one."""
-    numbers = _LIST_ITEM.findall(tail)
+    numbers = _LIST_ITEM.findall(b"\n" + tail)
     if not numbers:
         return 0.0, 0.0
     last = numbers[-1]
