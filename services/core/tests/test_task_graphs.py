@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from paceline_core.tasks.forecast import sub_deadline_ms
 from paceline_core.tasks.graph import MAX_CALLS, Call, TaskGraph, stages_of
 from paceline_core.tasks.pattern import (
