@@ -124,11 +124,7 @@ def start(sample: Sample, families: int, params: MoeParams, rng: np.random.Gener
     def normal(rows: int, columns: int, scale: float) -> Array:
         return (scale * rng.standard_normal((rows, columns))).astype(np.float32)
 
-    counts = np.zeros((families, K))
-    np.add.at(counts, (sample.family, bin_indices(sample.targets.lengths)), sample.weight)
-    total = counts.sum(axis=0)
-    prior = (total + total.sum() / K * 0.05) / (1.05 * total.sum())
-    profiles = np.log(counts + 30.0 * prior)
+    profiles = np.log(_family_counts(sample, families))
     profiles -= profiles.mean(axis=1, keepdims=True)
     share = np.bincount(sample.family, weights=sample.weight, minlength=families) + 1.0
     return Weights(
@@ -139,6 +135,22 @@ def start(sample: Sample, families: int, params: MoeParams, rng: np.random.Gener
         experts=normal(features, families * params.basis, 0.01),
         profiles=profiles.astype(np.float32),
     )
+
+
+def _family_counts(sample: Sample, families: int) -> NDArray[np.float64]:
+    """How many answers of each family are in each bin, float64[M, K], beginning with 30 answers like all families'.
+
+    A cut answer is spread over the bins above it as the others of its family are.
+    """
+    seen, cut = np.zeros((families, K)), np.zeros((families, K))
+    at, ends = bin_indices(sample.targets.lengths), ~sample.targets.censored
+    np.add.at(seen, (sample.family[ends], at[ends]), sample.weight[ends])
+    np.add.at(cut, (sample.family[~ends], at[~ends]), sample.weight[~ends])
+    pooled = seen.sum(axis=0) + 1.0
+    seen += 30.0 * pooled / pooled.sum()
+    above = seen[:, None, :] * np.triu(np.ones((K, K)), 1)
+    share = above / np.maximum(above.sum(axis=2, keepdims=True), 1e-12)
+    return np.asarray(seen + np.einsum("mb,mbk->mk", cut, share))
 
 
 def gradient(
