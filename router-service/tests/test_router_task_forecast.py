@@ -252,7 +252,7 @@ def test_a_task_of_too_many_calls_is_given_up(spec):
     assert len(graph) == 0
 
 
-async def test_a_real_predictor_hears_of_whole_tasks(line, spec):
+async def test_a_real_predictor_forecasts_and_hears_of_whole_tasks(line, spec):
     await line.engine("e0", time_scale=0.2)
     sections = {"predictor": {"listen": "127.0.0.1:0"}, "store": {"url": ""}}
     async with PredictorApp(PredictorConfig.model_validate(sections)) as predictor:
@@ -262,17 +262,24 @@ async def test_a_real_predictor_hears_of_whole_tasks(line, spec):
         await session.until(lambda: other.count > 0)
         for task in range(3):
             for stage in range(2):
-                call = spec(tokens=8, app="agent", slo=task_slo(f"t{task}", final=stage == 1))
+                request_id, final = f"t{task}-{stage}", stage == 1
+                call = spec(
+                    tokens=8, app="agent", slo=task_slo(f"t{task}", final=final), request_id=request_id
+                )
                 answer = await router.generate(call)
                 assert answer.accepted.estimate_source not in ("", "fallback", "router")
+                forecast = router.app.ledger.find(request_id).forecast
+                assert forecast is not None
+                assert forecast.model_version
+                assert len(forecast.remaining_tokens) == len(forecast.quantiles) > 0
         stub = predictor_pb2_grpc.PredictorServiceStub(line.connect(predictor.address))
 
         async def observed():
             info = await stub.GetModelInfo(predictor_pb2.GetModelInfoRequest())
-            return sum(model.observed for model in info.models)
+            return {model.kind: model.observed for model in info.models}
 
         async with asyncio.timeout(15):
-            while await observed() < 6:  # noqa: ASYNC110  # another process could not be waited for either
+            while (await observed()).get("tasks") != 3:  # noqa: ASYNC110  # another process could not be waited for either
                 await asyncio.sleep(0.05)
         await session.cancel(other)
         await session.ended(other)
