@@ -215,6 +215,9 @@ def test_answers_are_distributions_whatever_was_observed(
         three = quantiles(learner, base[-1:], out=out)
         assert (np.diff(three) >= 0).all()
         assert (three > out).all() or out > OPEN_EDGE - 2
+    assert learner.refine(base[-1:], KEY, np.array([np.nan])).probabilities.sum() == pytest.approx(1.0), (
+        "nan reads as nothing out"
+    )
     OnlineLengths.from_bytes(learner.to_bytes())
 
 

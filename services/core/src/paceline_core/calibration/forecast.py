@@ -55,7 +55,7 @@ def forecast(
 
     Raises ValueError on other base rows that are not distributions.
     """
-    g = np.clip(generated, 0.0, OPEN_EDGE - 1)
+    g = np.fmin(np.fmax(generated, 0.0), OPEN_EDGE - 1)  # nan: nothing is known to be out
     missing = None if usable is None or usable.all() else ~usable
     mass = _distributions(base if missing is None else np.where(missing[:, None], TAIL, base))
     mean, variance = log_moments(mass)
