@@ -39,6 +39,7 @@ def fit_words(
     if supervised:
         families = np.unique(rows.families)
         goals = np.concatenate([targets, rows.families[:, None] == families], axis=1)
+        goals = goals - rows.weights @ goals / rows.weights.sum()
         projections.append(_ridge(words, goals, rows.weights, ridge))
         columns.append(_cross_fitted(words, goals, rows, ridge))
     front = TextFrontEnd(idf, np.concatenate(projections, axis=1).astype(np.float32))
@@ -73,6 +74,8 @@ def _cross_fitted(words: CsrMatrix, goals: Float64, rows: Rows, ridge: float) ->
 
 
 def _ridge(words: CsrMatrix, goals: Float64, weights: Float64, ridge: float) -> Float64:
-    """Coefficients float64[TEXT_BUCKETS, T]. The intercept is left to the trees."""
-    model = Ridge(alpha=ridge, solver="sparse_cg", tol=1e-3).fit(words, goals, sample_weight=weights)
+    """Coefficients float64[TEXT_BUCKETS, T]. Goals are centred: trees need no intercept."""
+    model = Ridge(alpha=ridge, fit_intercept=False, solver="sparse_cg", tol=1e-3).fit(
+        words, goals, sample_weight=weights
+    )
     return np.asarray(np.atleast_2d(model.coef_).T)
