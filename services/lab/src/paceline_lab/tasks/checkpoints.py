@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-
 from paceline_core.tasks.graph import Stages
 from paceline_lab.tasks.dataset import TaskExample
 from paceline_predictor.tasks.model import SCORED_STAGES

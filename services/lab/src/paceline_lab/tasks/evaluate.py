@@ -260,7 +260,10 @@ def _overall(families: dict[str, Any]) -> dict[str, Any]:
 
 
 def _commonest(group: Sequence[Row]) -> float:
-    """How often the commonest completion of what was seen is right, known in hindsight: what no shape alone can beat."""
+    """How often the commonest completion of the first half of a shape is right, known in hindsight.
+
+    An upper bound: that half of a task was seen tells how long it is, which nobody knows at the time.
+    """
     completions: dict[Shape, Counter[Shape]] = defaultdict(Counter)
     for row in group:
         completions[row["prefix"]][row["shape"]] += 1
