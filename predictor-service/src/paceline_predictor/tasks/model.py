@@ -23,8 +23,8 @@ _P90: Final = 0.9
 SCORED_STAGES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Stages at whose begin the forecast of a finished task is scored.
 
-They do not depend on how many it had: cuts at parts of a task would score long tasks too rarely at each stage, and forecasts
-of what comes would be taken for too long.
+They do not depend on how many it had: cuts at parts of a task would score long tasks too rarely at each stage, and
+forecasts of what comes would be taken for too long.
 """
 _CUT_WEIGHT: Final = 0.25
 """Outcomes that one cut counts as: cuts of one task are alike."""
