@@ -17,6 +17,7 @@ from paceline_core.lengths import OPEN_EDGE, FloatArray, cdf_from_probabilities,
 from paceline_lab.lengths.candidates import CANDIDATES
 from paceline_lab.lengths.dataset import Corpus, Example, load
 from paceline_lab.lengths.heldout import (
+    MEASURED,
     Answers,
     JobPlan,
     Report,
@@ -28,7 +29,7 @@ from paceline_lab.lengths.heldout import (
 from paceline_lab.lengths.loaders import MEASURING, TRAINING
 from paceline_lab.lengths.measure import split_table, summary_figures
 from paceline_lab.lengths.noise import noise_floor
-from paceline_lab.lengths.online_evaluation import Stream, change_windows
+from paceline_lab.lengths.online_evaluation import IntArray, Stream, change_windows
 from paceline_lab.lengths.online_tables import served
 from paceline_lab.lengths.refinement import refined_rows, refinement
 from paceline_lab.lengths.scoring import by_group, score
@@ -60,9 +61,7 @@ class EvaluationPlan:
     def jobs(self) -> JobPlan:
         """How much of it."""
         if self.quick:
-            return JobPlan(
-                self.kinds, folds_run=2, most_left_out=2, most_scored=2000, orders=20, seed=self.seed
-            )
+            return JobPlan(self.kinds, folds_run=1, most_left_out=2, orders=40, seed=self.seed)
         return JobPlan(self.kinds, seed=self.seed)
 
 
@@ -131,16 +130,21 @@ def evaluate(plan: EvaluationPlan, report: Report) -> Document:
 
 def pooled(examples: Sequence[Example], answers: Sequence[Answers]) -> dict[str, Pooled]:
     """Splits by name, in the order of the jobs."""
-    groups: dict[str, list[Answers]] = {}
+    parts: dict[str, list[tuple[Answers, IntArray]]] = {}
     for answer in answers:
-        groups.setdefault(answer.job.group, []).append(answer)
+        sources = np.array([examples[i].source for i in answer.job.test.tolist()])
+        if answer.job.group == MEASURED:
+            for source in np.unique(sources):
+                parts[f"source: {source}"] = [(answer, np.flatnonzero(sources == source))]
+        else:
+            parts.setdefault(answer.job.group, []).append((answer, np.arange(len(sources))))
     return {
         name: Pooled(
-            [examples[i] for answer in found for i in answer.job.test],
-            _joined([answer.static for answer in found]),
-            _joined([answer.online for answer in found]),
+            [examples[i] for answer, rows in found for i in answer.job.test[rows].tolist()],
+            _joined([(answer.static, rows) for answer, rows in found]),
+            _joined([(answer.online, rows) for answer, rows in found]),
         )
-        for name, found in groups.items()
+        for name, found in parts.items()
     }
 
 
@@ -187,9 +191,10 @@ def _mean_crps(splits: Mapping[str, Pooled], kind: str) -> float:
     return float(np.mean(losses)) if losses else math.inf
 
 
-def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, FloatArray]:
+def _joined(parts: Sequence[tuple[Mapping[str, Any], IntArray]]) -> dict[str, FloatArray]:
     return {
-        name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0] if parts
+        name: np.concatenate([masses[name][rows] for masses, rows in parts]).astype(np.float64)
+        for name in parts[0][0]
     }
 
 
@@ -272,7 +277,7 @@ def _refinement(examples: Sequence[Example], answers: Sequence[Answers], candida
     for answer in answers:
         if not answer.job.refine:
             continue
-        test = [examples[i] for i in answer.job.test]
+        test = [examples[i] for i in answer.job.test.tolist()]
         rows = refined_rows(test)
         arrivals.append(answer.static[candidate][rows].astype(np.float64))
         lengths.append(np.array([test[i].output_tokens for i in rows], dtype=np.float64))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.candidates import CANDIDATES, fit_candidates
@@ -34,7 +34,9 @@ from paceline_lab.lengths.splits import (
 from paceline_predictor.model import LengthQuestion
 
 Float32 = NDArray[np.float32]
-LEAST_STREAM = 1200
+MEASURED = "measured"
+"""Group of the job of sets that nothing is trained on; reports show a split for each of its sources."""
+LEAST_STREAM = 1020
 """Outcomes of a family in a set that is only measured from which its recovery is looked at."""
 
 log = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class JobPlan:
     """Folds of the split by prompt that are really fitted."""
     most_left_out: int | None = None
     """Families, and sources, that are left out at most, the largest first; None: each in turn."""
-    most_scored: int = 6000
+    most_scored: int = 8000
     """Rows of a set that is only measured on which are scored at most, drawn at random."""
     orders: int = 200
     """Random orders of the outcomes of each unseen model family; 0: none."""
@@ -134,9 +136,13 @@ def plan_jobs(examples: Sequence[Example], plan: JobPlan) -> list[Job]:
                 )
             )
     if "source" in plan.kinds:
+        known = {
+            job.test.tobytes() for job in jobs
+        }  # a source with models of its own is a family that is done already
         jobs += [
             Job(_group(split), "source", rows[split.train], rows[split.test], **common)
             for split in _largest(leave_out_source(trainable), plan.most_left_out)
+            if rows[split.test].tobytes() not in known
         ]
         jobs += _measured(examples, rows, plan, common)
     return jobs
@@ -237,34 +243,32 @@ def _answer_in_process(job: Job) -> Answers:
 def _measured(
     examples: Sequence[Example], trainable: IntArray, plan: JobPlan, common: dict[str, Any]
 ) -> list[Job]:
-    """Sets that nothing may be trained on: their prompts and their models are new ones."""
+    """Sets that nothing may be trained on, by one fit: their prompts and their models are new ones."""
     generator = np.random.default_rng(plan.seed)
-    jobs = []
+    parts = []
     for source in sorted({example.source for example in examples if not example.permissive}):
-        test = np.flatnonzero([example.source == source for example in examples])
-        prompts = {examples[i].prompt_id for i in test.tolist()}
-        train = np.array(
-            [i for i in trainable.tolist() if examples[i].prompt_id not in prompts], dtype=np.int64
+        rows = np.flatnonzero([example.source == source for example in examples])
+        if len(rows) > plan.most_scored:
+            rows = np.sort(generator.choice(rows, plan.most_scored, replace=False))
+        if len(rows) >= LEAST_ROWS:
+            parts.append(rows)
+    if not parts:
+        return []
+    test = np.concatenate(parts)
+    prompts = {examples[i].prompt_id for i in test.tolist()}
+    train = np.array([i for i in trainable.tolist() if examples[i].prompt_id not in prompts], dtype=np.int64)
+    unseen: list[tuple[str, IntArray]] = []
+    if plan.orders:
+        streams = np.array(
+            [f"{examples[i].source} {model_family(examples[i].question.model)}" for i in test.tolist()]
         )
-        if len(test) < LEAST_ROWS or len(train) < LEAST_ROWS:
-            continue
-        unseen: list[tuple[str, IntArray]] = []
-        if len(test) > plan.most_scored:
-            test = np.sort(generator.choice(test, plan.most_scored, replace=False))
-        if plan.orders:
-            families = np.array([model_family(examples[i].question.model) for i in test.tolist()])
-            names, sizes = np.unique(families, return_counts=True)
-            unseen = [
-                (f"{source} {name}", np.flatnonzero(families == name))
-                for name, size in zip(names, sizes, strict=True)
-                if size >= LEAST_STREAM
-            ]
-        jobs.append(
-            Job(
-                f"source: {source}", "source", train, test, unseen=tuple(unseen), orders=plan.orders, **common
-            )
-        )
-    return jobs
+        names, sizes = np.unique(streams, return_counts=True)
+        unseen = [
+            (str(name), np.flatnonzero(streams == name))
+            for name, size in zip(names, sizes, strict=True)
+            if size >= LEAST_STREAM
+        ]
+    return [Job(MEASURED, "source", train, test, unseen=tuple(unseen), orders=plan.orders, **common)]
 
 
 def _largest(splits: list[Split], most: int | None) -> list[Split]:

@@ -5,15 +5,13 @@ from onnx import compose
 
 from paceline_lab.lengths.graph import GraphBuilder, normalised, quantile_nodes
 
-_INPUTS = ("text", "numeric")
 
-
-def mixture_graph(first: onnx.ModelProto, second: onnx.ModelProto, weight: float) -> onnx.ModelProto:
-    """A graph that answers `weight` * first + (1 - `weight`) * second; both read the same features."""
+def mixture_graph(first: onnx.ModelProto, second: onnx.ModelProto, share: float) -> onnx.ModelProto:
+    """A graph that answers `share` * first + (1 - `share`) * second; both read the same features."""
     graph = GraphBuilder()
-    masses = [_add(graph, model, prefix) for model, prefix in ((first, "first_"), (second, "second_"))]
     parts = [
-        graph.node("Mul", name, graph.scalar(share)) for name, share in zip(masses, (weight, 1 - weight), strict=True)
+        graph.node("Mul", _add(graph, model, prefix), graph.scalar(weight))
+        for model, prefix, weight in ((first, "first_", share), (second, "second_", 1 - share))
     ]
     probabilities = normalised(graph, graph.node("Add", *parts))
     widths = {given.name: given.type.tensor_type.shape.dim[1].dim_value for given in first.graph.input}
@@ -22,7 +20,7 @@ def mixture_graph(first: onnx.ModelProto, second: onnx.ModelProto, weight: float
         quantile_nodes(graph, probabilities),
         widths["text"],
         widths["numeric"],
-        doc=f"{weight:g} of ({first.graph.doc_string}) + {1 - weight:g} of ({second.graph.doc_string})",
+        doc=f"{share:g} of ({first.graph.doc_string}) + {1 - share:g} of ({second.graph.doc_string})",
     )
 
 

@@ -11,9 +11,9 @@ from paceline_lab.lengths.example import Example
 
 LEAST_GROUPS = 20
 NOTE = (
-    "Mean absolute error of the log length, against what is left when a prompt is answered again: each answer against the "
-    "median of the other answers to its prompt by the same model (or, where a model answered once, by the other models: "
-    "then other models' habits are in it)."
+    "Mean absolute error of the log length, against what is left when a prompt is answered again: each answer against "
+    "the median of the other answers to its prompt by the same model (or, where a model answered once, by the other "
+    "models: then other models' habits are in it)."
 )
 
 
@@ -52,7 +52,9 @@ def _others(
     for i in rows:
         question = examples[i].question
         model = question.model if same_model else ""
-        groups[examples[i].prompt_id, question.prompt_head + question.prompt_tail if same_model else "", model].append(i)
+        groups[
+            examples[i].prompt_id, question.prompt_head + question.prompt_tail if same_model else "", model
+        ].append(i)
     return {
         i: float(np.median([logs[j] for j in group if j != i]))
         for group in groups.values()
