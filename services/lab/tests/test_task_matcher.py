@@ -136,11 +136,16 @@ def test_a_task_nearly_done_is_recognised() -> None:
 
 
 def test_parallel_calls_add_tokens_and_no_critical_path() -> None:
-    one, many = (table_of([pattern_of("app", steps(50, 100, fan_out=n))], [20.0]) for n in (1, 4))
-    model = sharp_matcher()
     level, sharp = np.full((1, 1), 0.5, dtype=np.float32), np.ones(1, dtype=np.float32)
-    first = partials([("app", steps(50).first(1))])
-    alone, side_by_side = (model.run(first, table, level, sharp) for table in (one, many))
+    alone, side_by_side = (
+        sharp_matcher().run(
+            partials([("app", steps(50, fan_out=n))]),
+            table_of([pattern_of("app", steps(50, 100, fan_out=n))], [20.0]),
+            level,
+            sharp,
+        )
+        for n in (1, 4)
+    )
     assert side_by_side.critical_tokens[0, 0] == pytest.approx(alone.critical_tokens[0, 0], rel=0.1)
     assert side_by_side.tokens[0, 0] > 2.5 * alone.tokens[0, 0]
 
