@@ -1,6 +1,7 @@
 """Builds the predictor: the only file that knows all its parts."""
 
 import asyncio
+import gc
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -108,6 +109,9 @@ class PredictorApp:
 async def run(config: Config, process: Process) -> None:
     """Serve until the process is told to end, then drain and save."""
     async with PredictorApp(config, telemetry=process.telemetry):
+        # What is there now stays: without this the collector goes through all of it now and then, and answers wait.
+        gc.collect()
+        gc.freeze()
         await process.shutdown.wait()
 
 
