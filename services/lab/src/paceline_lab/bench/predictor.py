@@ -1,5 +1,6 @@
 """What a prediction costs in process, from the question's text to the message, and what refinement costs a caller."""
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -89,6 +90,8 @@ async def measure_in_process(
     model = FileLengths(file)
     questions = bench_questions(plan.seed, 1024)
     _learn(model, questions, plan.seed)
+    gc.collect()
+    gc.freeze()  # as the service does
 
     def answer(asked: list[LengthQuestion]) -> None:
         bases = model.bases(asked)
