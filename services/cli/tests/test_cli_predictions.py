@@ -25,7 +25,7 @@ async def test_the_predictor_is_shown_with_its_coverage_and_its_warning(
                 iter([pb.ObserveRequest(lengths=[row] * 60)])
             )
         view = await read_predictor(app.address)
-    (model,) = view.models
+    model = next(model for model in view.models if model.name == "length")
     assert (model.kind, model.observed) == ("histogram", 60)
     assert {(row.model, row.app, row.whole_model) for row in model.coverage} == {
         ("small", "chat", False),
