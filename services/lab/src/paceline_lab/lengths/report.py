@@ -206,6 +206,7 @@ def _refinement(document: Document) -> str:
             *(percent(point["coverage"][level]) for level in ("p50", "p90", "p95")),
             number(point["p90_over_true"], 2),
             number(point["p90_over_true_mean"], 2),
+            number(point["log_width_80"], 2),
         )
         for mode, curve in found["curves"].items()
         for point in curve
@@ -213,7 +214,7 @@ def _refinement(document: Document) -> str:
     return (
         f"## While tokens come out\n\n{found['outcomes']} answers of unseen prompts with at least "
         f"{found['min_tokens']} tokens.\n\n"
-        + table(("estimate", "out", "P50", "P90", "P95", "P90 / true, median", "mean"), rows)
+        + table(("estimate", "out", "P50", "P90", "P95", "P90 / true, median", "mean", "width"), rows)
     )
 
 
