@@ -13,6 +13,7 @@ from paceline.predictor.v1 import predictor_pb2 as pb
 from paceline.predictor.v1 import predictor_pb2_grpc
 from paceline_core.tasks.graph import Call, TaskGraph, stages_of
 from paceline_core.tasks.pattern import BYTES_A_PATTERN, Pattern, pattern_of
+from paceline_core.tasks.shapes import shape_of
 from paceline_predictor.app import PredictorApp
 from paceline_predictor.config import Config
 from paceline_predictor.tasks.desk import SHIPPED
@@ -20,6 +21,7 @@ from paceline_predictor.tasks.levels import BINS, RAW_LEVELS, SHARPNESS, LevelMa
 from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
 from paceline_predictor.tasks.matcher import TaskMatcher
 from paceline_predictor.tasks.model import QUANTILES, TaskModel, TaskOutcome
+from paceline_predictor.tasks.shapes import ShapeCounts, winner
 from paceline_runtime.channel import channel
 from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
@@ -126,6 +128,57 @@ def test_the_sharpness_that_loses_least_is_used() -> None:
     for _ in range(50):
         maps.learn(1, np.zeros((0, BINS)), np.zeros(0), np.array([0.1, 0.3, 0.5]), 1.0)
     assert SHARPNESS[maps.sharpness(1)] == 0.0
+
+
+def test_one_task_is_not_yet_what_an_application_does() -> None:
+    library = PatternLibrary()
+    library.add(pattern(100, 300), 1.0)
+    assert library.trusted().weights[0] < 0.1
+    for tokens in range(20):
+        library.add(pattern(100, 300 * tokens), 1.0)
+    assert library.trusted().weights.sum() > 0.9 * library.table()[0].weights.sum()
+
+
+def test_the_vote_that_was_right_is_used_and_counts_fade_and_stay_bounded() -> None:
+    counts = ShapeCounts(2)
+    for _ in range(3):
+        counts.add(1, b"aabb", HOUR_S)
+    counts.add(1, b"aacc", HOUR_S)
+    assert winner(counts.votes(1, b"aa", running=False)) == (b"aabb", 0.75)
+    assert counts.votes(1, b"cc", running=False) == {}
+    counts.add(1, b"aacc", 11 * HOUR_S)
+    assert counts.votes(1, b"aab", running=False)[b"aabb"] == pytest.approx(3 * 0.9**10)
+    assert counts.best_way(1) == 0
+    for _ in range(5):
+        counts.learn(1, [0.0, 1.0])
+    assert counts.best_way(1) == 1
+    for number in range(1000):
+        counts.add(2, number.to_bytes(4, "big"), HOUR_S)
+    assert len(counts.votes(2, b"", running=False)) <= 256
+    again = ShapeCounts.from_json(counts.to_json(), 2)
+    assert again.best_way(1) == 1
+    assert again.votes(1, b"", running=False) == pytest.approx(dict(counts.votes(1, b"", running=False)))
+    for bad in ("{}", "[[1]]", counts.to_json().replace("[0.0, ", "[-1, ", 1), "[1"):
+        with pytest.raises(ValueError):
+            ShapeCounts.from_json(bad, 2)
+
+
+def test_the_shape_of_a_task_is_foretold_from_those_like_it(matcher: TaskMatcher) -> None:
+    model = TaskModel(matcher, clock=lambda: 1.0)
+    short, long = task(900, 20, app="mine"), task(30, 20, 700, 800, app="mine")
+    for _ in range(10):
+        for whole in (short, short, long):
+            model.observe(TaskOutcome(whole, completed=True))
+    for whole in (short, long):
+        foretold = model.likely_shape("mine", stages_of(whole).first(1))
+        assert foretold is not None
+        assert foretold[0] == shape_of(stages_of(whole))
+    assert model.likely_shape("nobody", stages_of(short)) is None
+    state = model.snapshot()()
+    again = TaskModel(matcher, clock=lambda: 1.0)
+    again.decoded(state)()
+    begun = stages_of(long).first(1)
+    assert again.likely_shape("mine", begun) == model.likely_shape("mine", begun)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paceline_core.tasks.forecast import sub_deadline_ms
-from paceline_core.tasks.graph import MAX_CALLS, Call, TaskGraph, stages_of
+from paceline_core.tasks.graph import MAX_CALLS, Call, Stages, TaskGraph, stages_of
 from paceline_core.tasks.pattern import (
     BYTES_A_PATTERN,
     EDGES,
@@ -16,6 +16,7 @@ from paceline_core.tasks.pattern import (
     partials,
     pattern_of,
 )
+from paceline_core.tasks.shapes import TOLD, begins_with, shape_of
 
 
 def chain(*outputs: int, app: str = "a") -> TaskGraph:
@@ -93,3 +94,26 @@ def test_sub_deadlines_deal_out_what_is_left() -> None:
     assert sub_deadline_ms(100.0, 1100.0, (0.2, 0.3, 0.5), stage=2) == 1100.0
     assert sub_deadline_ms(2000.0, 1100.0, (0.2, 0.8)) == 1100.0
     assert sub_deadline_ms(0.0, 500.0, ()) == 500.0
+
+
+def test_a_shape_tells_who_was_called_and_whether_side_by_side() -> None:
+    def chain(actors: str, fan_out: int = 1, tokens: int = 10) -> Stages:
+        calls = [
+            Call(f"{i}.{j}", stage=i, actor=actor, output_tokens=tokens)
+            for i, actor in enumerate(actors)
+            for j in range(fan_out)
+        ]
+        return stages_of(TaskGraph("", tuple(calls)))
+
+    assert shape_of(chain("abc", tokens=7)) == shape_of(chain("abc", tokens=900))
+    assert shape_of(chain("abc", 3)) == shape_of(chain("abc", 5)) != shape_of(chain("abc"))
+    whole = shape_of(chain("abc"))
+    assert begins_with(whole, shape_of(chain("ab")), running=False)
+    assert not begins_with(whole, shape_of(chain("ac")), running=False)
+    assert not begins_with(whole, shape_of(chain("abcd")), running=True)
+    # A running stage may still get calls, one that ended may not.
+    assert begins_with(shape_of(chain("ab", 2)), shape_of(chain("a")), running=True)
+    assert not begins_with(shape_of(chain("ab", 2)), shape_of(chain("a")), running=False)
+    long = chain("a" * (TOLD + 5))
+    assert shape_of(long) != shape_of(chain("a" * (TOLD + 6)))
+    assert begins_with(shape_of(long), shape_of(long.first(TOLD + 2)), running=False)

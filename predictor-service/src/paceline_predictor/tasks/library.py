@@ -9,7 +9,7 @@ simply forgotten when its weight has decayed. Time comes from outside, as unix s
 import json
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from paceline_core.tasks.pattern import BYTES_A_PATTERN, LOG_OF_BYTE, A, P, Pattern, PatternTable
 
-_MAGIC = b"PTL1"
+_MAGIC = b"PTL2"
 _HEAD = struct.Struct("<4sII")
 _KEPT_WHEN_THINNED: Final = 0.8
 _LONELY: Final = 4.0
@@ -25,6 +25,8 @@ _LONELY: Final = 4.0
 _STAGE_WEIGHT: Final = 4.0
 """Of the squared log ratio of stage counts against a mean attribute."""
 _DECAY_STEP_S: Final = 30.0
+_HALF_TRUSTED_TASKS: Final = 4.0
+"""Tasks of an application at which each of them counts half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +52,27 @@ class PatternLibrary:
         self._apps = np.zeros(n, dtype=np.int64)
         self._weights = np.zeros(n)
         self._ids = np.zeros(n, dtype=np.uint64)
+        self._shapes = np.zeros(n, dtype=np.uint32)
         self._size = 0
         self._next_id = 1
         self._decayed_s = 0.0
         self._view: tuple[PatternTable, NDArray[np.uint64]] | None = None
+        self._trusted: PatternTable | None = None
 
     def __len__(self) -> int:
         return self._size
 
-    def add(self, pattern: Pattern, now_s: float) -> None:
-        """Learn from a finished task."""
+    def add(self, pattern: Pattern, now_s: float, shape: int = 0) -> None:
+        """Learn from a finished task; `shape` is a checksum of its shape."""
         self._decay(now_s)
-        self._view = None
+        self._view = self._trusted = None
         like = np.flatnonzero(
             (self._apps[: self._size] == pattern.app) & (self._stages[: self._size] == pattern.stages)
         )
         if len(like):
             one = (pattern.cells[None], np.array([pattern.stages], dtype=np.float32))
             distances = _distances(*one, self._cells[like], self._stages[like])[0]
+            distances += 4.0 * (self._shapes[like] != shape)
             distances += 4.0 * (self._cells[like][..., A] != pattern.cells[None, :, A]).any(axis=1)
             best = int(np.argmin(distances))
             if distances[best] <= self.params.alike:
@@ -77,7 +82,7 @@ class PatternLibrary:
             self._thin()
         at = self._size
         self._cells[at], self._stages[at], self._apps[at] = pattern.cells, pattern.stages, pattern.app
-        self._weights[at], self._ids[at] = 1.0, self._next_id
+        self._weights[at], self._ids[at], self._shapes[at] = 1.0, self._next_id, shape
         self._next_id += 1
         self._size += 1
 
@@ -94,12 +99,29 @@ class PatternLibrary:
             self._view = table, self._ids[:n].copy()
         return self._view
 
+    def trusted(self) -> PatternTable:
+        """The same patterns; those of an application with few tasks weigh less than these.
+
+        One or two tasks may be unlike all that follow: until there are some, what is usual elsewhere counts too.
+        """
+        if self._trusted is None:
+            table, _ = self.table()
+            _, group = np.unique(table.apps, return_inverse=True)
+            tasks = np.bincount(group, weights=table.weights) if len(table) else np.zeros(0)
+            trust = (tasks**2 / (tasks**2 + _HALF_TRUSTED_TASKS**2))[group]
+            self._trusted = replace(table, weights=(table.weights * trust).astype(np.float32))
+        return self._trusted
+
+    def shapes(self) -> NDArray[np.uint32]:
+        """Checksums of the patterns' shapes, uint32[M], in the order of `table`."""
+        return self._shapes[: self._size].copy()
+
     def to_bytes(self) -> bytes:
         """All of it."""
         table, ids = self.table()
         head = {"n": len(table), "next": self._next_id, "at": self._decayed_s, "layout": [P, A]}
         header = json.dumps(head, separators=(",", ":")).encode()
-        columns = (table.cells, table.stages, table.apps, table.weights, ids)
+        columns = (table.cells, table.stages, table.apps, table.weights, ids, self.shapes())
         body = b"".join([header, *(np.ascontiguousarray(x).tobytes() for x in columns)])
         return _HEAD.pack(_MAGIC, zlib.crc32(body), len(header)) + body
 
@@ -117,7 +139,7 @@ class PatternLibrary:
             n, next_id, decayed_s = int(head["n"]), int(head["next"]), float(head["at"])
             if head["layout"] != [P, A]:
                 raise ValueError("the saved patterns have another layout")
-            if n < 0 or len(state) != at + n * (BYTES_A_PATTERN + 4 + 8 + 4 + 8):
+            if n < 0 or len(state) != at + n * (BYTES_A_PATTERN + 4 + 8 + 4 + 8 + 4):
                 raise ValueError("the saved patterns have another size than they say")
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved patterns have no header: {error!r}") from None
@@ -130,6 +152,7 @@ class PatternLibrary:
 
         cells = column("u1", n * BYTES_A_PATTERN).reshape(n, P, A + 1)
         stages, apps, weights, ids = column("<f4", n), column("<i8", n), column("<f4", n), column("<u8", n)
+        shapes = column("<u4", n)
         if not (np.isfinite(stages).all() and np.isfinite(weights).all()):
             raise ValueError("the saved patterns hold numbers that no tasks give")
         library = cls(params)
@@ -137,6 +160,7 @@ class PatternLibrary:
         m = len(kept)
         library._cells[:m], library._stages[:m], library._apps[:m] = cells[kept], stages[kept], apps[kept]
         library._weights[:m], library._ids[:m] = weights[kept], ids[kept]
+        library._shapes[:m] = shapes[kept]
         library._size, library._next_id, library._decayed_s = m, next_id, decayed_s
         return library
 
@@ -171,7 +195,7 @@ class PatternLibrary:
                 gap[i] = distances[i, nearest[i]]
         kept = np.flatnonzero(alive)
         m = len(kept)
-        for column in (self._cells, self._stages, self._apps, self._weights, self._ids):
+        for column in (self._cells, self._stages, self._apps, self._weights, self._ids, self._shapes):
             column[:m] = column[kept]
         self._size = m
 

@@ -4,8 +4,10 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from time import time
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +15,11 @@ from numpy.typing import NDArray
 from paceline_core.tasks.forecast import StageForecast, TaskForecast
 from paceline_core.tasks.graph import Stages, TaskGraph, app_code, stages_of
 from paceline_core.tasks.pattern import PatternTable, partials, pattern_of
+from paceline_core.tasks.shapes import TOLD, Shape, shape_of
 from paceline_predictor.tasks.levels import RAW_LEVELS, SHARPNESS, LevelMaps, log_pinball, places
 from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
 from paceline_predictor.tasks.matcher import Matches, TaskMatcher
+from paceline_predictor.tasks.shapes import ShapeCounts, Votes, winner
 
 QUANTILES: Final = (0.1, 0.5, 0.9, 0.95)
 """Levels of every forecast."""
@@ -30,8 +34,12 @@ _CUT_WEIGHT: Final = 0.25
 """Outcomes that one cut counts as: cuts of one task are alike."""
 _UNLIKE: Final = 0.1
 """Similarity below which a forecast rests on the application, not on a pattern."""
-_MAGIC = b"PTS1"
-_SIZES = struct.Struct("<II")
+_VOTES = 1 + len(SHARPNESS)
+"""Ways in which a task's shape is voted on: by counts, and by patterns at each sharpness."""
+_END_STRENGTH = 8.0
+"""Tasks of the same shape so far that the matcher's probability of an end is worth."""
+_MAGIC = b"PTS2"
+_SIZES = struct.Struct("<III")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class TaskModel:
         self._lock = threading.Lock()
         self._library = PatternLibrary(self._params)
         self._levels = LevelMaps()
+        self._shapes = ShapeCounts(_VOTES, self._params.keep_per_hour)
         self._observed = 0
         self._held = self._scored = 0.0
 
@@ -96,16 +105,39 @@ class TaskModel:
             return []
         batch = partials(tasks)
         with self._lock:
-            table, ids = self._library.table()
+            _, ids = self._library.table()
+            table = self._library.trusted()
             raw = np.stack([self._levels.raw(app, wanted) for app in batch.apps.tolist()])
             coverage = [self._levels.coverage_p90(app) for app in batch.apps.tolist()]
             sharpness = np.array([SHARPNESS[self._levels.sharpness(app)] for app in batch.apps.tolist()])
         found = matcher.run(batch, table, raw.astype(np.float32), sharpness.astype(np.float32))
+        with self._lock:
+            last = [
+                self._last_probability(int(batch.apps[i]), tasks[i][1], float(found.summary[i, 2]))
+                for i in range(len(batch))
+            ]
+        found.summary[:, 2] = last
         sources = _sources(matcher.shipped, found, table, batch.apps, batch.stages)
         return [
             _value(found, i, sources[i], _name(matcher.shipped, found, ids, i), coverage[i], matcher.version)
             for i in range(len(batch))
         ]
+
+    def likely_shape(self, app: str, stages: Stages) -> tuple[Shape, float] | None:
+        """The shape that a partial task will most likely have, and its share of the votes; None: nobody knows."""
+        code, seen = app_code(app), shape_of(stages)
+        with self._lock:
+            way = self._shapes.best_way(code)
+            counted = self._shapes.votes(code, seen, stages.running)
+        if way == 0 or self.matcher is None:
+            return winner(counted)
+        batch, half = partials([(app, stages)]), np.full((1, 1), 0.5, dtype=np.float32)
+        with self._lock:
+            table = self._library.trusted()
+            shapes = self._library.shapes()
+        sharp = np.array([SHARPNESS[way - 1]], dtype=np.float32)
+        found = self.matcher.run(batch, table, half, sharp)
+        return winner(_pattern_votes(self.matcher.shipped, found, 0, shapes, counted)) or winner(counted)
 
     def observe(self, outcome: TaskOutcome) -> bool:
         """Score the forecasts of a task that ended, then learn from it. False when it holds nothing to learn."""
@@ -133,52 +165,91 @@ class TaskModel:
     def snapshot(self) -> Callable[[], bytes]:
         """All that was learned; the call that it returns may be made in a thread."""
         with self._lock:
-            patterns, levels = self._library.to_bytes(), self._levels.to_json().encode()
-        return lambda: _MAGIC + _SIZES.pack(len(patterns), len(levels)) + patterns + levels
+            parts = (
+                self._library.to_bytes(),
+                self._levels.to_json().encode(),
+                self._shapes.to_json().encode(),
+            )
+        return lambda: _MAGIC + _SIZES.pack(*map(len, parts)) + b"".join(parts)
 
     def decoded(self, state: bytes) -> Callable[[], None]:
         """Read a state; the call that it returns takes it over. Raises ValueError when it cannot be used."""
         at = len(_MAGIC) + _SIZES.size
         if len(state) < at or state[: len(_MAGIC)] != _MAGIC:
             raise ValueError("not a saved state of tasks, or of another version")
-        patterns, levels = _SIZES.unpack_from(state, len(_MAGIC))
-        if len(state) != at + patterns + levels:
+        sizes = _SIZES.unpack_from(state, len(_MAGIC))
+        if len(state) != at + sum(sizes):
             raise ValueError("the saved state of tasks has another size than it says")
-        library = PatternLibrary.from_bytes(state[at : at + patterns], self._params)
-        maps = LevelMaps.from_json(state[at + patterns :])
+        edges = list(accumulate(sizes, initial=at))
+        patterns, levels, shapes = (state[a:b] for a, b in pairwise(edges))
+        library = PatternLibrary.from_bytes(patterns, self._params)
+        maps = LevelMaps.from_json(levels)
+        counts = ShapeCounts.from_json(shapes, _VOTES, self._params.keep_per_hour)
 
         def take_over() -> None:
             with self._lock:
-                self._library, self._levels = library, maps
+                self._library, self._levels, self._shapes = library, maps, counts
 
         return take_over
 
     def _score(self, matcher: TaskMatcher, app: str, stages: Stages) -> None:
         cuts = [stage for stage in SCORED_STAGES if stage <= len(stages)]
         ways = len(SHARPNESS)
-        batch = partials([(app, stages.begun(cut)) for _ in range(ways) for cut in cuts])
+        half = stages.first((len(stages) + 1) // 2)
+        # For each way the begins of stages, then the task half done, whose shape is voted on.
+        partial = [*(stages.begun(cut) for cut in cuts), half]
+        batch = partials([(app, part) for _ in range(ways) for part in partial])
         code = app_code(app)
         with self._lock:
-            table, _ = self._library.table()
+            table = self._library.trusted()
+            shapes = self._library.shapes()
+            counted = self._shapes.votes(code, shape_of(half), running=False)
             p90 = self._levels.raw(code, np.array([_P90]))
             used = self._levels.sharpness(code)
         levels = np.tile(np.concatenate([RAW_LEVELS, p90]).astype(np.float32), (len(batch), 1))
-        sharpness = np.repeat(np.array(SHARPNESS, dtype=np.float32), len(cuts))
-        found = matcher.run(batch, table, levels, sharpness).critical_tokens.astype(np.float64)
-        quantiles = found.reshape(ways, len(cuts), -1)
+        sharpness = np.repeat(np.array(SHARPNESS, dtype=np.float32), len(partial))
+        found = matcher.run(batch, table, levels, sharpness)
+        quantiles = found.critical_tokens.astype(np.float64).reshape(ways, len(partial), -1)[:, :-1]
         truth = np.array([stages.critical_tokens[cut - 1 :].sum() for cut in cuts])
         held = (truth <= quantiles[used, :, -1]).astype(np.float64)
         losses = np.array([log_pinball(way[:, :-1], truth).mean() for way in quantiles])
+        rows = [way * len(partial) + len(cuts) for way in range(ways)]
+        votes = [counted, *(_pattern_votes(matcher.shipped, found, row, shapes, counted) for row in rows)]
+        whole = shape_of(stages)
+        hits = [float(best is not None and best[0] == whole) for best in map(winner, votes)]
         with self._lock:
             self._levels.learn(code, places(quantiles[used, :, :-1], truth), held, losses, _CUT_WEIGHT)
+            self._shapes.learn(code, hits)
             self._held += float(held.sum())
             self._scored += len(cuts)
 
+    def _last_probability(self, app: int, stages: Stages, matched: float) -> float:
+        """That no stage follows: the matcher's word, and how tasks of the same shape so far went; holds the lock."""
+        if not len(stages) or len(stages) > TOLD:
+            return matched
+        votes = self._shapes.votes(app, shape_of(stages), stages.running)
+        over = sum(n for shape, n in votes.items() if len(shape) == 2 * len(stages))
+        return (over + _END_STRENGTH * matched) / (sum(votes.values()) + _END_STRENGTH)
+
     def _learn(self, app: str, stages: Stages) -> bool:
+        code, shape, now_s = app_code(app), shape_of(stages), self._clock()
         with self._lock:
-            self._library.add(pattern_of(app, stages), self._clock())
+            self._library.add(pattern_of(app, stages), now_s, crc32(shape))
+            self._shapes.add(code, shape, now_s)
             self._observed += 1
         return True
+
+
+def _pattern_votes(
+    shipped: int, found: Matches, row: int, shapes: NDArray[np.uint32], possible: Votes
+) -> Votes:
+    """Mass of the mixture by shape, of those shapes that are possible. `shapes`: checksums by learned pattern."""
+    place = found.nearest[row] - shipped
+    live = place >= 0
+    mass: dict[int, float] = {}
+    for code, share in zip(shapes[place[live]].tolist(), found.mass[row][live].tolist(), strict=True):
+        mass[code] = mass.get(code, 0.0) + share
+    return {shape: mass[code] for shape in possible if (code := crc32(shape)) in mass}
 
 
 def _sources(

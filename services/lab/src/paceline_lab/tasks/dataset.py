@@ -17,9 +17,6 @@ from paceline_lab.tasks.loaders import (
 )
 from paceline_lab.tasks.record import TaskRecord
 
-Shape = tuple[tuple[int, int], ...]
-"""For each stage: the code of its actors, and its calls on a log2 scale (1, 2-3, 4-7, ...)."""
-
 
 @dataclass(frozen=True, slots=True)
 class TaskExample:
@@ -35,12 +32,6 @@ class TaskExample:
     stages: Stages
     stage_s: tuple[float, ...] | None
     """Wall time of each stage where it was measured, seconds."""
-
-    @property
-    def shape(self) -> Shape:
-        """What makes two tasks alike, lengths apart."""
-        calls = (self.stages.model_calls + self.stages.tool_calls).astype(int)
-        return tuple(zip(self.stages.actors.tolist(), (int(n).bit_length() for n in calls), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +52,19 @@ class Source:
     """A set: where it lies, what it may be used for, and who reads it."""
 
     folder: str
+    licence: str
     permissive: bool
     read: Callable[[Path], list[TaskRecord]]
 
 
 SOURCES = (
-    Source("jitserve-deepresearch", True, deep_research.read),
-    Source("tot-logs", True, tree_of_thought.read),
-    Source("lmcache-agent-trace", True, agent_sessions.read),
-    Source("claude-code-traces", True, claude_code.read),
-    Source("acr-swe-calls", False, acr.read),
-    Source("chatdev-calls", False, chatdev.read),
-    Source("mmsql-multiagent", False, sql_agents.read),
+    Source("jitserve-deepresearch", "Apache-2.0", True, deep_research.read),
+    Source("tot-logs", "MIT", True, tree_of_thought.read),
+    Source("lmcache-agent-trace", "Apache-2.0", True, agent_sessions.read),
+    Source("claude-code-traces", "Apache-2.0", True, claude_code.read),
+    Source("acr-swe-calls", "AGPL-3.0 or commercial; numbers only", False, acr.read),
+    Source("chatdev-calls", "CC BY-NC 4.0; numbers only", False, chatdev.read),
+    Source("mmsql-multiagent", "none stated; numbers only", False, sql_agents.read),
 )
 
 

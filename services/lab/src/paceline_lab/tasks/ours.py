@@ -1,22 +1,16 @@
 """Our forecasts as the service makes them: the ONNX file, the live library, the learned levels."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
-
-from paceline_core.tasks.pattern import partials
+from paceline_core.tasks.shapes import Shape
 from paceline_lab.tasks.checkpoints import Checkpoint
 from paceline_lab.tasks.dataset import TaskExample
 from paceline_lab.tasks.rivals import RivalAnswer
-from paceline_lab.tasks.shapes import Shape, shape_of_cells
-from paceline_predictor.tasks.levels import SHARPNESS
 from paceline_predictor.tasks.matcher import TaskMatcher
 from paceline_predictor.tasks.model import QUANTILES, TaskModel, TaskOutcome
 
 _P50, _P90 = QUANTILES.index(0.5), QUANTILES.index(0.9)
 _NOW_S = 1.0
-_SHARP = np.array([SHARPNESS[-1]], dtype=np.float32)
 
 
 def model_of(model_file: bytes) -> TaskModel:
@@ -31,7 +25,6 @@ class Ours:
         if model.matcher is None:
             raise ValueError("a model without a matcher answers nothing")
         self.model = model
-        self._matcher = model.matcher
 
     def learn(self, history: Sequence[TaskExample]) -> None:
         """Tasks in the order in which they ended."""
@@ -54,13 +47,6 @@ class Ours:
         ]
 
     def shape(self, app: str, cut: Checkpoint) -> Shape | None:
-        """The shape that most of the mixture has."""
-        matcher = self._matcher
-        table, _ = self.model.library.table()
-        half = np.full((1, 1), 0.5, dtype=np.float32)
-        found = matcher.run(partials([(app, cut.stages)]), table, half, _SHARP)
-        mass: dict[Shape, float] = defaultdict(float)
-        for place, share in zip(found.nearest[0] - matcher.shipped, found.mass[0], strict=True):
-            if place >= 0:
-                mass[shape_of_cells(table.stages[place], table.cells[place])] += float(share)
-        return max(mass, key=lambda shape: mass[shape]) if mass else None
+        """The shape that the task will most likely have."""
+        best = self.model.likely_shape(app, cut.stages)
+        return best[0] if best else None

@@ -16,6 +16,7 @@ _LABELS: Final = ("first stage", "1/4", "1/2", "3/4")
 _COLUMNS: Final = (
     ("log_error", "log error of what comes"),
     ("total_log_error", "log error of the whole"),
+    ("relative_error", "error / whole work"),
     ("share_error", "share error"),
     ("pressure", "pressure"),
     ("budget_met", "budget met"),
@@ -39,7 +40,9 @@ def _text(result: Result) -> list[str]:
     lines = [
         "# Task forecasts on held-out tasks",
         "",
-        f"{result['folds']} folds by task group, seed {result['seed']}.",
+        f"{result['folds']} folds by task group, {result['scored_folds']} of them scored, seed {result['seed']}.",
+        f"Of each family at most {result['history_a_family']} tasks are learned and {result['tests_a_family']}",
+        "scored a fold, drawn by the seed.",
         "Errors are |log(1 + forecast) - log(1 + truth)| of the P50 of critical-path tokens to come, after each stage",
         "that is not the last. Share error: |share of the current stage in the work to come - truth| at its begin.",
         "Pressure: the mean speed at which work is served when each stage takes what its sub-deadline gives it,",
@@ -58,13 +61,7 @@ def _text(result: Result) -> list[str]:
             *_table(("method", *(label for _, label in _COLUMNS)), _rows(methods)),
             "",
         ]
-        ours = methods.get(OURS, {})
-        if "shape_match" in ours:
-            lines += [
-                f"Shape known from half of the stages: {ours['shape_match']:.0%} of tasks; "
-                f"{ours['shape_repeated']:.0%} have a shape that history holds.",
-                "",
-            ]
+    lines += _shape_lines(result) + _progress_lines(result)
     speed = result["speed"]
     lines += [
         "## Cost",
@@ -76,6 +73,61 @@ def _text(result: Result) -> list[str]:
             for size in (1, 32)
         ),
     ]
+    return lines
+
+
+def _shape_lines(result: Result) -> list[str]:
+    """Top-1 match of the shape beside what history alone knows."""
+    families = {f: m[OURS] for f, m in result["families"].items() if "shape_match" in m.get(OURS, {})}
+    rows = [
+        (
+            family,
+            *(
+                f"{ours[name]:.0%}"
+                for name in ("shape_match", "shape_knowable", "shape_hindsight", "shape_repeated")
+            ),
+            "yes" if ours["shape_knowable"] >= result["knowable"] else "",
+        )
+        for family, ours in sorted(families.items())
+    ]
+    overall = result["overall"].get(OURS, {})
+    found = overall.get("shape_match_repeated_families")
+    wider = overall.get("shape_match_occurred_families")
+    return [
+        "## Shapes from half of the stages",
+        "",
+        "A shape is the sequence of stages: who was called, and whether alone or side by side. Knowable: how often the",
+        "commonest completion of that half among the application's tasks in the other folds is right; a family with",
+        f"repeated shapes is one where that is at least {result['knowable']:.0%}. That shapes occurred before",
+        "does not make them foretellable. Hindsight: the same among the held-out tasks themselves; it is flattered,",
+        "since half of a task tells its length.",
+        "",
+        *_table(
+            ("family", "ours", "knowable", "hindsight", "shape occurred before", "repeated shapes"), rows
+        ),
+        "",
+        f"Families with repeated shapes: {'none' if found is None else f'{found:.0%}'}; families of which 90 % of the",
+        f"shapes occurred before: {'none' if wider is None else f'{wider:.0%}'}.",
+        "",
+    ]
+
+
+def _progress_lines(result: Result) -> list[str]:
+    """Errors at equal parts of a task, the same tasks at each point."""
+    lines = ["## Errors by how much of a task was seen", ""]
+    for name, title in (
+        ("log_error", "Log error of what comes (near the end a few tokens are left, so it measures noise)"),
+        (
+            "relative_error",
+            "|forecast - truth| of what comes over the work of the whole task: what a deadline feels",
+        ),
+    ):
+        rows = []
+        for family, methods in sorted(result["families"].items()):
+            curve = methods.get(OURS, {}).get(f"{name}_by_progress", {})
+            if len(curve) > 1:
+                rows.append((family, *(_cell(curve.get(point)) for point in _POINTS)))
+        lines += [f"{title}:", "", *_table(("family", *_LABELS), rows), ""]
     return lines
 
 
@@ -97,10 +149,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _plot_errors(result: Result, path: Path) -> None:
-    """Error by how much of the task was seen: what comes (left) and the whole task (right), each family a line."""
+    """Error by how much of the task was seen: in log (left) and over the whole work (right)."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
     for axis, name, title in zip(
-        axes, ("log_error", "total_log_error"), ("what still comes", "the whole task"), strict=True
+        axes,
+        ("log_error", "relative_error"),
+        ("log error of what still comes", "error over the work of the whole task"),
+        strict=True,
     ):
         for family, methods in sorted(result["families"].items()):
             curve = methods.get(OURS, {}).get(f"{name}_by_progress", {})
@@ -109,7 +164,7 @@ def _plot_errors(result: Result, path: Path) -> None:
                 axis.plot(at, [curve[_POINTS[i]] for i in at], marker="o", label=family)
         axis.set_xticks(range(len(_POINTS)), _LABELS)
         axis.set_xlabel("stages seen")
-        axis.set_title(f"log error of {title}")
+        axis.set_title(title)
         axis.set_ylim(bottom=0)
     axes[1].legend(fontsize=7)
     figure.tight_layout()

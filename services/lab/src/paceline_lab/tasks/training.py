@@ -19,7 +19,7 @@ from paceline_core.tasks.matching import NO_MATCH, distance_parts
 from paceline_core.tasks.params import CARRY_AFTER_STAGES, MAX_SHIFT, MatcherParams
 from paceline_core.tasks.pattern import A, PatternTable, partials, pattern_of, table_of
 from paceline_lab.tasks.checkpoints import Checkpoint, checkpoints
-from paceline_lab.tasks.dataset import TaskExample
+from paceline_lab.tasks.dataset import SOURCES, TaskExample
 from paceline_lab.tasks.export import matcher
 from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
 
@@ -115,7 +115,21 @@ def build(
 ) -> bytes:
     """A matcher file from these tasks: parameters and shipped patterns. Raises ValueError without tasks."""
     params = fit(examples, queries=queries, patterns=patterns, seed=seed, progress=progress)
-    return matcher(params, shipped_patterns(examples, seed), card or {})
+    return matcher(params, shipped_patterns(examples, seed), {**(card or {}), "data": data_card(examples)})
+
+
+def data_card(examples: Sequence[TaskExample]) -> dict[str, dict[str, object]]:
+    """Of each set that was trained on: its licence, how many tasks and of which families."""
+    licences = {source.folder: source.licence for source in SOURCES}
+    card: dict[str, dict[str, object]] = {}
+    for name in sorted({example.source for example in examples}):
+        mine = [example for example in examples if example.source == name]
+        card[name] = {
+            "licence": licences.get(name, "not known"),
+            "tasks": len(mine),
+            "families": sorted({example.family for example in mine}),
+        }
+    return card
 
 
 def shipped_patterns(examples: Sequence[TaskExample], seed: int = 0) -> PatternTable:
