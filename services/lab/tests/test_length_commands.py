@@ -19,6 +19,7 @@ pytest.importorskip("quantile_forest", reason="training needs `make setup-train`
 
 from paceline_lab.lengths import candidates, heldout, online_evaluation
 from paceline_lab.lengths.dataset import load
+from paceline_lab.lengths.ensemble.boosted import BoostedParams
 from paceline_lab.lengths.moe.training import MoeParams
 from paceline_lab.lengths.qrf.fitting import QrfParams
 
@@ -83,6 +84,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "QRF_PARAMS", QrfParams(trees=10, components=4))
     monkeypatch.setattr(candidates, "MOE_PARAMS", MoeParams(members=1, steps=60, every=20, components=4))
+    monkeypatch.setattr(candidates, "BOOSTED_PARAMS", BoostedParams(iterations=5, components=4))
     monkeypatch.setattr(online_evaluation, "SCORED_OUTCOMES", 40)
     monkeypatch.setattr(heldout, "LEAST_STREAM", 50)
 

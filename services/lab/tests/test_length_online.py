@@ -8,7 +8,7 @@ pytest.importorskip("sklearn", reason="training needs `make setup-train`")
 from paceline_core.calibration.online import CalibrationParams, OnlineLengths
 from paceline_core.lengths import UPPER, K
 from paceline_lab.lengths.graph import GraphBuilder, answer, check, normalised, quantile_nodes, session
-from paceline_lab.lengths.mixture import mixture_graph
+from paceline_lab.lengths.mixture import Part, mixture_graph
 from paceline_lab.lengths.online_evaluation import (
     Outcomes,
     Stream,
@@ -19,6 +19,7 @@ from paceline_lab.lengths.online_evaluation import (
     windows,
 )
 from paceline_lab.lengths.targets import targets
+from paceline_predictor.features import NUMERIC
 
 
 def learner(worlds: int) -> OnlineLengths:
@@ -100,19 +101,27 @@ def constant_graph(bin_: int) -> GraphBuilder:
     return graph
 
 
-def test_a_mixture_answers_the_weighted_mean() -> None:
+def test_a_mixture_answers_the_weighted_mean_and_sharpens_it_for_known_apps() -> None:
     models = []
     for bin_ in (5, 30):
         graph = constant_graph(bin_)
         masses = graph.result  # type: ignore[attr-defined]
-        models.append(graph.model(masses, quantile_nodes(graph, masses), 8, 3))
-    mixed = mixture_graph(models[0], models[1], 0.25)
+        models.append(graph.model(masses, quantile_nodes(graph, masses), 8, len(NUMERIC)))
+    parts = [Part(models[0], 0.25, 1.0), Part(models[1], 0.75, 0.0)]
+    mixed = mixture_graph(parts, apps=[2, 6], sharpening=2.0)
     check(mixed)
-    text, numeric = np.zeros((2, 8), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
-    parts = [answer(session(model), text, numeric)[0] for model in models]
+    # A known app, the same while it answers, another app, none.
+    text, numeric = np.zeros((4, 8), dtype=np.float32), np.zeros((4, len(NUMERIC)), dtype=np.float32)
+    text[:2, 6] = text[2, 5] = 1.0
+    numeric[1, NUMERIC.index("has_output")] = 1.0
+    alone = [answer(session(model), text, numeric)[0] for model in models]
     found, quantiles = answer(session(mixed), text, numeric)
-    assert np.allclose(found, 0.25 * parts[0] + 0.75 * parts[1], atol=1e-6)
-    assert (quantiles[:, 0] > UPPER[5]).all()
+    squared = (0.25 * alone[0][0] + 0.75 * alone[1][0]) ** 2
+    assert np.allclose(found[0], squared / squared.sum(), atol=1e-6)
+    assert np.allclose(found[1:], alone[0][1:], atol=1e-6)
+    assert quantiles[0, 0] > UPPER[5] >= quantiles[1:, 0].max()
+    with pytest.raises(ValueError, match="shares"):
+        mixture_graph([Part(models[0], 0.25, 1.0), Part(models[1], 0.5, 0.0)])
 
 
 def test_a_figure_past_its_line_is_a_miss() -> None:

@@ -10,8 +10,10 @@ import onnxruntime as ort
 
 from paceline_core.lengths import FloatArray, K
 from paceline_lab.lengths.dataset import Example, with_progress
+from paceline_lab.lengths.ensemble.boosted import BoostedParams
+from paceline_lab.lengths.ensemble.boosted import fit as fit_boosted
 from paceline_lab.lengths.graph import answer, check, describe, session
-from paceline_lab.lengths.mixture import mixture_graph
+from paceline_lab.lengths.mixture import Part, mixture_graph
 from paceline_lab.lengths.moe.learner import fit_moe
 from paceline_lab.lengths.moe.training import MoeParams
 from paceline_lab.lengths.offsets import Offsets, model_offsets, offsets_of, served_offsets, shifted
@@ -22,10 +24,16 @@ from paceline_predictor.model import LengthQuestion
 
 CANDIDATES = ("qrf", "moe", "mixture")
 """Kinds of models, in the order of reports."""
-QRF_SHARE = 0.5
-"""Share of the forest in the mixture; on held-out prompts and sources the loss is flat around it."""
-QRF_PARAMS = QrfParams()
+KNOWN_SHARES = (0.3, 0.3, 0.4)
+"""Shares of forest, experts and boosted quantiles for known apps; on held-out prompts the loss is flat around them."""
+OTHER_SHARES = (0.5, 0.5, 0.0)
+"""The same for other apps, which boosting is worst at, and for answers in progress, which it has not learned."""
+SHARPENING = 1.2
+"""Exponent of the mixture for known apps, by held-out prompts; beyond 1.3 it costs."""
+QRF_PARAMS = QrfParams(trees=32, progress_trees=15)
+"""Fewer trees than the forest has by itself, so that a mixture stays under 10 MB."""
 MOE_PARAMS = MoeParams()
+BOOSTED_PARAMS = BoostedParams()
 _CHUNK_ROWS = 256
 
 
@@ -71,7 +79,10 @@ def fit_candidates(
     if "moe" in kinds or "mixture" in kinds:
         graphs["moe"] = fit_moe(rows, seed, offsets, params=MOE_PARAMS)
     if "mixture" in kinds:
-        graphs["mixture"] = mixture_graph(graphs["qrf"], graphs["moe"], QRF_SHARE)
+        boosted = fit_boosted(examples, offsets, dataclasses.replace(BOOSTED_PARAMS, seed=seed))
+        models = (graphs["qrf"], graphs["moe"], boosted.graph())
+        parts = [Part(*part) for part in zip(models, KNOWN_SHARES, OTHER_SHARES, strict=True)]
+        graphs["mixture"] = mixture_graph(parts, boosted.apps.tolist(), SHARPENING)
     found = {}
     for kind in kinds:
         graph = graphs[kind]

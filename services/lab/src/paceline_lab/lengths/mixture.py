@@ -1,27 +1,75 @@
-"""Two length models as one ONNX graph: the weighted mean of their bin masses."""
+"""Several length models as one ONNX graph: the weighted mean of their bin masses; all read the same features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
 from onnx import compose
 
 from paceline_lab.lengths.graph import GraphBuilder, normalised, quantile_nodes
+from paceline_predictor.features import NUMERIC
 
 
-def mixture_graph(first: onnx.ModelProto, second: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """A graph that answers `share` * first + (1 - `share`) * second; both read the same features."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A model of a mixture, and how much it counts."""
+
+    model: onnx.ModelProto
+    known: float
+    """Share for questions of known apps without a token out."""
+    otherwise: float
+    """Share for questions of other apps, and for answers in progress."""
+
+
+def mixture_graph(
+    parts: Sequence[Part], apps: Sequence[int] = (), sharpening: float = 1.0
+) -> onnx.ModelProto:
+    """A graph that answers the weighted mean of its parts. Raises ValueError unless shares add up to one.
+
+    `apps`: columns of `text` that known apps have; without any, no app is known. `sharpening`: exponent of the mean for
+    known apps: each part hedges, and a mean of parts that err in different places is wider than it has to be.
+    """
+    for shares in ([part.known for part in parts], [part.otherwise for part in parts]):
+        if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+            raise ValueError(f"shares are {shares}")
     graph = GraphBuilder()
-    parts = [
-        graph.node("Mul", _add(graph, model, prefix), graph.scalar(weight))
-        for model, prefix, weight in ((first, "first_", share), (second, "second_", 1 - share))
-    ]
-    probabilities = normalised(graph, graph.node("Add", *parts))
-    widths = {given.name: given.type.tensor_type.shape.dim[1].dim_value for given in first.graph.input}
+    masses = [_add(graph, part.model, f"part{number}_") for number, part in enumerate(parts)]
+    mixed = _mean(graph, masses, [part.otherwise for part in parts])
+    if apps:
+        known = _mean(graph, masses, [part.known for part in parts])
+        if sharpening != 1:
+            known = normalised(graph, graph.node("Pow", known, graph.scalar(sharpening)))
+        mixed = graph.node("Where", _at_home(graph, apps), known, mixed)
+    probabilities = normalised(graph, mixed)
+    given = parts[0].model.graph.input
+    widths = {one.name: one.type.tensor_type.shape.dim[1].dim_value for one in given}
     return graph.model(
         probabilities,
         quantile_nodes(graph, probabilities),
         widths["text"],
         widths["numeric"],
-        doc=f"{share:g} of ({first.graph.doc_string}) + {1 - share:g} of ({second.graph.doc_string})",
+        doc=" + ".join(f"{part.known:g} of ({part.model.graph.doc_string})" for part in parts),
     )
+
+
+def _at_home(graph: GraphBuilder, apps: Sequence[int]) -> str:
+    """Whether a question is of a known app and has no token out, [N, 1]."""
+    tags = graph.node("Gather", "text", graph.integers(*apps), axis=1)
+    named = graph.node("ReduceMax", tags, graph.integers(1), keepdims=1)
+    out = graph.node("Gather", "numeric", graph.integers(NUMERIC.index("has_output")), axis=1)
+    return graph.node("Greater", graph.node("Sub", named, out), graph.scalar(0.5))
+
+
+def _mean(graph: GraphBuilder, masses: Sequence[str], shares: Sequence[float]) -> str:
+    weighted = [
+        graph.node("Mul", one, graph.scalar(share))
+        for one, share in zip(masses, shares, strict=True)
+        if share
+    ]
+    total = weighted[0]
+    for one in weighted[1:]:
+        total = graph.node("Add", total, one)
+    return total
 
 
 def _add(graph: GraphBuilder, model: onnx.ModelProto, prefix: str) -> str:
