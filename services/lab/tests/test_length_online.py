@@ -8,7 +8,7 @@ pytest.importorskip("sklearn", reason="training needs `make setup-train`")
 from paceline_core.calibration.online import CalibrationParams, OnlineLengths
 from paceline_core.lengths import UPPER, K
 from paceline_lab.lengths.graph import GraphBuilder, answer, check, normalised, quantile_nodes, session
-from paceline_lab.lengths.mixture import Part, mixture_graph
+from paceline_lab.lengths.mixture import Hedge, Part, mixture_graph
 from paceline_lab.lengths.online_evaluation import (
     Outcomes,
     Stream,
@@ -101,14 +101,15 @@ def constant_graph(bin_: int) -> GraphBuilder:
     return graph
 
 
-def test_a_mixture_answers_the_weighted_mean_and_sharpens_it_for_known_apps() -> None:
+def test_a_mixture_answers_the_weighted_mean_sharper_for_known_apps_and_broader_for_others() -> None:
     models = []
     for bin_ in (5, 30):
         graph = constant_graph(bin_)
         masses = graph.result  # type: ignore[attr-defined]
         models.append(graph.model(masses, quantile_nodes(graph, masses), 8, len(NUMERIC)))
     parts = [Part(models[0], 0.25, 1.0), Part(models[1], 0.75, 0.0)]
-    mixed = mixture_graph(parts, apps=[2, 6], sharpening=2.0)
+    broad = np.full(K, 1 / K)
+    mixed = mixture_graph(parts, apps=[2, 6], sharpening=2.0, hedge=Hedge(broad, 0.4))
     check(mixed)
     # A known app, the same while it answers, another app, none.
     text, numeric = np.zeros((4, 8), dtype=np.float32), np.zeros((4, len(NUMERIC)), dtype=np.float32)
@@ -118,8 +119,9 @@ def test_a_mixture_answers_the_weighted_mean_and_sharpens_it_for_known_apps() ->
     found, quantiles = answer(session(mixed), text, numeric)
     squared = (0.25 * alone[0][0] + 0.75 * alone[1][0]) ** 2
     assert np.allclose(found[0], squared / squared.sum(), atol=1e-6)
-    assert np.allclose(found[1:], alone[0][1:], atol=1e-6)
-    assert quantiles[0, 0] > UPPER[5] >= quantiles[1:, 0].max()
+    assert np.allclose(found[1], alone[0][1], atol=1e-6)
+    assert np.allclose(found[2:], 0.6 * alone[0][2:] + 0.4 * broad, atol=1e-6)
+    assert quantiles[0, 0] > UPPER[5] >= quantiles[1, 0]
     with pytest.raises(ValueError, match="shares"):
         mixture_graph([Part(models[0], 0.25, 1.0), Part(models[1], 0.5, 0.0)])
 

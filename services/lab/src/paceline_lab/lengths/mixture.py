@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import compose
 
+from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.graph import GraphBuilder, normalised, quantile_nodes
 from paceline_predictor.features import NUMERIC
 
@@ -21,8 +23,17 @@ class Part:
     """Share for questions of other apps, and for answers in progress."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """What questions of apps that training has not seen are answered with, beside what the parts say."""
+
+    masses: FloatArray
+    """float64[K]: of all answers."""
+    share: float
+
+
 def mixture_graph(
-    parts: Sequence[Part], apps: Sequence[int] = (), sharpening: float = 1.0
+    parts: Sequence[Part], apps: Sequence[int] = (), sharpening: float = 1.0, hedge: Hedge | None = None
 ) -> onnx.ModelProto:
     """A graph that answers the weighted mean of its parts. Raises ValueError unless shares add up to one.
 
@@ -34,12 +45,19 @@ def mixture_graph(
             raise ValueError(f"shares are {shares}")
     graph = GraphBuilder()
     masses = [_add(graph, part.model, f"part{number}_") for number, part in enumerate(parts)]
-    mixed = _mean(graph, masses, [part.otherwise for part in parts])
+    later = _mean(graph, masses, [part.otherwise for part in parts])
+    arrival = later if hedge is None else _hedged(graph, later, hedge)
     if apps:
         known = _mean(graph, masses, [part.known for part in parts])
         if sharpening != 1:
             known = normalised(graph, graph.node("Pow", known, graph.scalar(sharpening)))
-        mixed = graph.node("Where", _at_home(graph, apps), known, mixed)
+        tags = graph.node("Gather", "text", graph.integers(*apps), axis=1)
+        named = graph.node("ReduceMax", tags, graph.integers(1), keepdims=1)
+        is_known = graph.node("Greater", named, graph.scalar(0.5))
+        arrival = graph.node("Where", is_known, known, arrival)
+    has_output = graph.node("Gather", "numeric", graph.integers(NUMERIC.index("has_output")), axis=1)
+    is_later = graph.node("Greater", has_output, graph.scalar(0.5))
+    mixed = graph.node("Where", is_later, later, arrival)
     probabilities = normalised(graph, mixed)
     given = parts[0].model.graph.input
     widths = {one.name: one.type.tensor_type.shape.dim[1].dim_value for one in given}
@@ -52,12 +70,9 @@ def mixture_graph(
     )
 
 
-def _at_home(graph: GraphBuilder, apps: Sequence[int]) -> str:
-    """Whether a question is of a known app and has no token out, [N, 1]."""
-    tags = graph.node("Gather", "text", graph.integers(*apps), axis=1)
-    named = graph.node("ReduceMax", tags, graph.integers(1), keepdims=1)
-    out = graph.node("Gather", "numeric", graph.integers(NUMERIC.index("has_output")), axis=1)
-    return graph.node("Greater", graph.node("Sub", named, out), graph.scalar(0.5))
+def _hedged(graph: GraphBuilder, masses: str, hedge: Hedge) -> str:
+    broad = graph.constant("hedge", (hedge.share * hedge.masses)[None, :].astype(np.float32))
+    return graph.node("Add", graph.node("Mul", masses, graph.scalar(1 - hedge.share)), broad)
 
 
 def _mean(graph: GraphBuilder, masses: Sequence[str], shares: Sequence[float]) -> str:
