@@ -101,11 +101,16 @@ def test_an_evaluation_scores_all_methods_and_writes_its_report(tmp_path: Path) 
     assert table["paceline"]["share_error"] < table["equal"]["share_error"]
     assert table["paceline"]["log_error_by_stage"]["3"] < table["paceline"]["log_error_by_stage"]["2"]
     assert told[-1] == ("fold", 2, 2)
+    ours = table["paceline"]
+    assert 0 <= ours["shape_match"] <= 1
+    assert 0 <= ours["shape_knowable"] <= ours["shape_hindsight"]
+    assert list(ours["relative_error_same_tasks"]) == [str(s) for s in range(1, 5)]
+    assert "Apache-2.0" in (tmp_path / "out" / "tasks-card.md").read_text()
     assert (
         json.loads((tmp_path / "out" / "tasks.json").read_text())["overall"].keys()
         == result["overall"].keys()
     )
-    for name in ("tasks.md", "tasks-error.png", "tasks-cold-start.png"):
+    for name in ("tasks.md", "tasks-card.md", "tasks-error.png", "tasks-cold-start.png"):
         assert (tmp_path / "out" / name).stat().st_size > 500
 
 

@@ -1,6 +1,8 @@
 """The matcher in its ONNX file: what it needs, what it answers."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -71,6 +73,8 @@ class TaskMatcher:
         if not self.version or not meta.get("paceline.shipped", "").isdigit():
             raise ModelFileError("the file does not say its version and its patterns")
         self.shipped = int(meta["paceline.shipped"])
+        self.card = _card(meta.get("paceline.card", "{}"))
+        """What it was made of."""
         _check(self._session)
         # A file that opens may still not run: it answers once before anybody depends on it.
         empty = PartialBatch(
@@ -101,6 +105,16 @@ class TaskMatcher:
             "sharpness": sharpness,
         }
         return Matches(*run_session(self._session, list(_OUTPUTS), inputs))
+
+
+def _card(text: str) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        raise ModelFileError("the file's card cannot be read")
+    return card
 
 
 def _check(session: onnxruntime.InferenceSession) -> None:

@@ -19,6 +19,7 @@ from paceline_lab.tasks.ours import Ours, model_of
 from paceline_lab.tasks.rivals import RivalAnswer, rivals
 from paceline_lab.tasks.timing import timing
 from paceline_lab.tasks.training import build
+from paceline_predictor.tasks.desk import SHIPPED
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
@@ -52,7 +53,8 @@ def evaluate_tasks(
     folds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All tables, as JSON writes them; `out` also gets tasks.json, tables and plots. Raises ValueError without any
+    """All tables, as JSON writes them; `out` also gets tasks.json, tables, plots and
+    the card of the file that ships. Raises ValueError without any
     task.
 
     `folds`-fold by task group, of which the first SCORED_FOLDS are scored. In each fold the parameters are learned from
@@ -92,11 +94,13 @@ def evaluate_tasks(
         "machine": describe_machine(),
     }
     if out is not None:
+        from paceline_lab.tasks.card import card_of
         from paceline_lab.tasks.report import write_report  # matplotlib is slow to import
 
         out.mkdir(parents=True, exist_ok=True)
         (out / "tasks.json").write_text(json.dumps(result, indent=1))
         write_report(result, out)
+        (out / "tasks-card.md").write_text(card_of(SHIPPED.read_bytes(), result))
     return result
 
 
@@ -136,7 +140,7 @@ def _score(ours: Ours, history: Sequence[TaskExample], tests: Sequence[TaskExamp
         begun = [checkpoint(test, number, s, running=True) for s in range(1, most + 1)]
         cuts = [*after, *begun]
         shape = shape_of(test.stages)
-        base = {"family": test.family, "fold": fold, "stages": n}
+        base = {"family": test.family, "fold": fold, "stages": n, "task": (fold, number)}
         repeated = shape in known[test.app]
         answers: dict[str, list[RivalAnswer]] = {OURS: ours.answers(test.app, cuts)}
         for rival in fitted.get(test.app, []):
@@ -248,6 +252,7 @@ def summary(rows: Sequence[Row], cold: Sequence[Row]) -> dict[str, Any]:
             for name in ("log_error", "total_log_error", "relative_error"):
                 table[f"{name}_by_stage"] = _by_stage(group, name)
                 table[f"{name}_by_progress"] = _by_progress(group, name)
+                table[f"{name}_same_tasks"] = _same_tasks(group, name)
         elif kind == "begun":
             shares = [r["share_error"] for r in group if r["share_error"] is not None]
             table["share_error"] = fmean(shares) if shares else None
@@ -330,6 +335,17 @@ def _by_stage(group: Sequence[Row], name: str) -> dict[str, float]:
         if row["seen"] <= 10:
             values[row["seen"]].append(row[name])
     return {str(seen): fmean(values[seen]) for seen in sorted(values)}
+
+
+def _same_tasks(group: Sequence[Row], name: str) -> dict[str, float]:
+    """Mean after each of the first stages, of one and the same tasks: those with more stages than the last told.
+
+    Half of the family's tasks are that long, however long they become; points at parts of a task would pick the tasks
+    by a length that nobody knows yet.
+    """
+    lengths = {row["task"]: row["stages"] for row in group}
+    last = min(int(np.median(list(lengths.values()))) - 1, 10)
+    return _by_stage([row for row in group if row["stages"] > last >= row["seen"]], name)
 
 
 def _by_progress(group: Sequence[Row], name: str) -> dict[str, float]:

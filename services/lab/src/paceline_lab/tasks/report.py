@@ -49,7 +49,7 @@ def _text(result: Result) -> list[str]:
         "1 with true shares. Coverage and width (log P90 - log P50) at the begin of each stage.",
         "Means over families of equal weight:",
         "",
-        *_table(("method", *(label for _, label in _COLUMNS)), _rows(result["overall"])),
+        *table_lines(("method", *(label for _, label in _COLUMNS)), _rows(result["overall"])),
         "",
     ]
     for missing in result["missing"]:
@@ -58,7 +58,7 @@ def _text(result: Result) -> list[str]:
         lines += [
             f"## {family}",
             "",
-            *_table(("method", *(label for _, label in _COLUMNS)), _rows(methods)),
+            *table_lines(("method", *(label for _, label in _COLUMNS)), _rows(methods)),
             "",
         ]
     lines += _shape_lines(result) + _progress_lines(result)
@@ -102,7 +102,7 @@ def _shape_lines(result: Result) -> list[str]:
         "does not make them foretellable. Hindsight: the same among the held-out tasks themselves; it is flattered,",
         "since half of a task tells its length.",
         "",
-        *_table(
+        *table_lines(
             ("family", "ours", "knowable", "hindsight", "shape occurred before", "repeated shapes"), rows
         ),
         "",
@@ -127,7 +127,18 @@ def _progress_lines(result: Result) -> list[str]:
             curve = methods.get(OURS, {}).get(f"{name}_by_progress", {})
             if len(curve) > 1:
                 rows.append((family, *(_cell(curve.get(point)) for point in _POINTS)))
-        lines += [f"{title}:", "", *_table(("family", *_LABELS), rows), ""]
+        lines += [f"{title}:", "", *table_lines(("family", *_LABELS), rows), ""]
+    rows = []
+    for family, methods in sorted(result["families"].items()):
+        curve = methods.get(OURS, {}).get("relative_error_same_tasks", {})
+        rows.append((family, *(_cell(curve.get(str(stage))) for stage in range(1, 11))))
+    lines += [
+        "The same after each stage, of the half of each family's tasks that have more stages than the last one told,",
+        "however long they become (parts of a task, as above, sort the tasks by a length that nobody knew):",
+        "",
+        *table_lines(("family", *map(str, range(1, 11))), rows),
+        "",
+    ]
     return lines
 
 
@@ -143,7 +154,8 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
