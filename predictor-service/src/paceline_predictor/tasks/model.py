@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paceline_core.tasks.forecast import StageForecast, TaskForecast
 from paceline_core.tasks.graph import Stages, TaskGraph, app_code, stages_of
-from paceline_core.tasks.pattern import PatternTable, partials, pattern_of
+from paceline_core.tasks.pattern import PartialBatch, PatternTable, partials, pattern_of
 from paceline_core.tasks.shapes import TOLD, Shape, shape_of
 from paceline_predictor.tasks.levels import RAW_LEVELS, SHARPNESS, LevelMaps, log_pinball, places
 from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
@@ -198,7 +198,9 @@ class TaskModel:
         half = stages.first((len(stages) + 1) // 2)
         # For each way the begins of stages, then the task half done, whose shape is voted on.
         partial = [*(stages.begun(cut) for cut in cuts), half]
-        batch = partials([(app, part) for _ in range(ways) for part in partial])
+        once = partials([(app, part) for part in partial])
+        columns = (getattr(once, name) for name in PartialBatch.__slots__)
+        batch = PartialBatch(*(np.concatenate([column] * ways) for column in columns))
         code = app_code(app)
         with self._lock:
             table = self._library.trusted()

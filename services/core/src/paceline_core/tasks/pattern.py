@@ -169,7 +169,8 @@ def partials(tasks: Sequence[tuple[str, Stages]]) -> PartialBatch:
 
 def _means(stages: Stages) -> tuple[NDArray[np.float64], int]:
     """Mean of each attribute over the stages of each position, float64[P, A], and how many positions are filled."""
-    columns = np.stack([np.clip(np.nan_to_num(getattr(stages, name)), 0, 1e7) for name in NUMBERS], axis=1)
+    columns = np.stack([getattr(stages, name) for name in NUMBERS], axis=1)
+    columns = np.clip(np.nan_to_num(columns), 0, 1e7)
     n = len(columns)
     filled = min(int(np.searchsorted(EDGES, n, side="left")), P)
     means = np.zeros((P, A))
@@ -184,8 +185,8 @@ def _position_actors(stages: Stages) -> NDArray[np.uint8]:
     """uint8[P]: the code of each position; 0 where its stages differ."""
     codes = np.zeros(P, dtype=np.uint8)
     n = len(stages)
-    for at in range(P):
-        here = stages.actors[EDGES[at] : min(int(EDGES[at + 1]), n)]
-        if len(here) and (here == here[0]).all():
-            codes[at] = here[0]
+    if n:
+        filled = min(int(np.searchsorted(EDGES, n, side="left")), P)
+        least, most = (f.reduceat(stages.actors, EDGES[:filled]) for f in (np.minimum, np.maximum))
+        codes[:filled] = np.where(least == most, least, 0)
     return codes

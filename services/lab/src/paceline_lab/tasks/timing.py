@@ -13,7 +13,7 @@ PATTERNS = 500
 BATCHES = (1, 32)
 
 
-def timing(model: TaskModel, *, runs: int = 100) -> dict[str, Any]:
+def timing(model: TaskModel, *, runs: int = 50) -> dict[str, Any]:
     """Milliseconds of the graph alone, and of a whole forecast, for 1 and 32 partial tasks against 500 patterns."""
     matcher = model.matcher
     if matcher is None:
