@@ -51,7 +51,8 @@ def test_the_graph_answers_what_the_boosters_do(boosted: Boosted, examples: list
     expected = from_quantiles(np.array(boosted.params.levels), logs, boosted.params.tail)
     found = answer(session(model), given.text, given.numeric)[0]
     gaps = np.abs(np.cumsum(found - expected, axis=1)).max(axis=1)
-    assert gaps.max() < 0.03  # the rival's outer points are further off where levels coincide
+    # Where the outer levels coincide the rival puts its end points further off: that moves the mass beyond them alone.
+    assert gaps.max() <= boosted.params.levels[0] + 1e-6
     assert np.median(gaps) < 0.01
 
 

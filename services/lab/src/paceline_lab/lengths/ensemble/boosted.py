@@ -38,8 +38,8 @@ class BoostedParams:
     """How the boosters are grown."""
 
     levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95)
-    iterations: int = 80
-    learning_rate: float = 0.08
+    iterations: int = 45
+    learning_rate: float = 0.13
     leaves: int = 15
     least_rows: int = 20
     """Rows in a leaf."""
@@ -199,7 +199,8 @@ def _between(graph: GraphBuilder, quantiles: str, params: BoostedParams) -> str:
     share = graph.node("Div", beyond, graph.node("Unsqueeze", gap, graph.integers(1)))
     inside = graph.node("Clip", share, graph.scalar(0.0), graph.scalar(1.0))
     rises = np.diff(np.concatenate([[0.0], params.levels, [1.0]])).astype(np.float32)
-    below = graph.node("MatMul", inside, graph.constant("rises", rises))
+    parts = graph.node("Mul", inside, graph.constant("rises", rises))
+    below = graph.node("ReduceSum", parts, graph.integers(2), keepdims=0)
     cdf = graph.node("Pad", below, graph.integers(0, 1, 0, 1), graph.scalar(0.0), mode="constant")
     ends = len(_LOG_ENDS) + 1
     last = np.zeros((1, ends), np.float32)
