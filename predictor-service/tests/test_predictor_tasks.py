@@ -213,7 +213,7 @@ def test_tasks_that_did_not_end_well_teach_nothing(matcher: TaskMatcher) -> None
 
 def test_five_hundred_patterns_take_less_than_their_share_of_memory() -> None:
     library = PatternLibrary()
-    held = [getattr(library, name) for name in ("_cells", "_stages", "_apps", "_weights", "_ids")]
+    held = [getattr(library, name) for name in ("_cells", "_stages", "_apps", "_weights", "_ids", "_shapes")]
     assert sum(column.nbytes for column in held) <= 500 * 0.2 * 1024
     assert BYTES_A_PATTERN == 168
 

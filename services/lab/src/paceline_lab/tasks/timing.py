@@ -53,5 +53,5 @@ def _quantiles_ms(call: Any, runs: int) -> dict[str, float]:
 
 
 def _bytes_a_pattern() -> int:
-    """In memory: cells, stage count, application, weight, id."""
-    return BYTES_A_PATTERN + 4 + 8 + 8 + 8
+    """In memory: cells, stage count, application, weight, id, checksum of the shape."""
+    return BYTES_A_PATTERN + 4 + 8 + 8 + 8 + 4
