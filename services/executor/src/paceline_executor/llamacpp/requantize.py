@@ -1,7 +1,8 @@
 """Rewrites the matrices of a GGUF file as Q8_0, which this build of llama.cpp runs faster than Q4_1 and as exactly.
 
-Pure Python (`gguf` on NumPy), a few seconds for 135 million weights. Q4_0 would decode 10 to 20 % faster still, but what
-is rounded twice answers badly: of 36 greedy answers of at most 224 tokens 32 never ended, 20 with Q8_0, 18 as shipped.
+Pure Python (`gguf` on NumPy), a few seconds for 135 million weights. Q4_0 would decode 10 to 20 % faster still, but
+what is rounded twice answers badly: of 36 greedy answers of at most 224 tokens 32 never ended, 20 with Q8_0, 18 as
+shipped.
 """
 
 from collections.abc import Callable

@@ -136,7 +136,9 @@ KV_TRANSFER_BYTES = _counter("kv_transfer", "KV state moved", ENGINE, "direction
 # Predictor
 PREDICTIONS = _counter("predictions", "Estimates given", SOURCE)
 PREDICTION_DURATION = _histogram("prediction_duration", "s", _ESTIMATE_S, "Time of one batch of estimates")
-PREDICTIONS_INVALID = _counter("predictions_invalid", "Answers of the model file that were no distribution", KIND)
+PREDICTIONS_INVALID = _counter(
+    "predictions_invalid", "Answers of the model file that were no distribution", KIND
+)
 OBSERVATIONS = _counter("observations", "Outcomes learned from")
 OUTCOMES_DROPPED = _counter("outcomes_dropped", "Ended requests and tasks that the predictor did not hear of")
 TASK_FORECASTS = _counter("task_forecasts", "Forecasts of tasks given", SOURCE)
