@@ -19,7 +19,7 @@ from paceline_lab.lengths.offsets import (
 )
 from paceline_lab.lengths.rivals import LengthLearner, all_rivals
 from paceline_lab.lengths.rivals.boosted import BoostedQuantiles
-from paceline_lab.lengths.rivals.histograms import AppHistogram, GlobalHistogram
+from paceline_lab.lengths.rivals.histograms import AppHistogram, GlobalHistogram, PairHistogram
 from paceline_lab.lengths.rivals.linear import RidgeLengths
 from paceline_lab.lengths.rivals.masses import counted, from_quantiles, from_residuals, pooled
 from paceline_lab.lengths.rivals.neighbours import Neighbours
@@ -144,6 +144,7 @@ def scored() -> dict[str, float]:
     learners: list[LengthLearner] = [
         GlobalHistogram(),
         AppHistogram(),
+        PairHistogram(),
         RidgeLengths(),
         BoostedQuantiles(iterations=10),
         Neighbours(),
@@ -159,18 +160,18 @@ def scored() -> dict[str, float]:
 
 
 def test_what_reads_the_text_beats_what_does_not(scored: dict[str, float]) -> None:
-    blind = min(scored["global histogram"], scored["per-app histogram"])
+    blind = min(scored[name] for name in scored if "histogram" in name)
     assert max(scored["ridge"], scored["boosted quantiles"], scored["nearest neighbours"]) < 0.7 * blind
 
 
 def test_all_rivals_are_named_apart() -> None:
     names = [learner.name for learner in all_rivals()]
-    assert len(set(names)) == len(names) == 5
+    assert len(set(names)) == len(names) == 6
 
 
 def test_histograms_answer_what_they_never_saw() -> None:
     rows = answers(30)
-    learner = AppHistogram()
+    learner = PairHistogram()
     learner.fit(rows)
     asked = [LengthQuestion("terse", "mix"), LengthQuestion("terse", "new"), LengthQuestion("new", "new")]
     known, of_model, of_all = learner.predict(asked)

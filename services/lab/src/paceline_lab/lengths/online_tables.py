@@ -1,7 +1,7 @@
 """The online part of a split's answers: all learners over the same outcomes in the same order, side by side.
 
 Candidates are refined as in service: offset, mixture with the running histogram, recalibration. Rivals get the same
-learning of offsets, and nothing else that they are not; the per-app histogram goes on counting.
+learning of offsets, and nothing else that they are not; the histogram of model and app goes on counting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from paceline_lab.lengths.example import Example
 from paceline_lab.lengths.offsets import Offsets
 from paceline_lab.lengths.online_evaluation import Key, Stream, bounds
 
-COUNTING = "per-app histogram"
+COUNTING = "histogram of model and app"
 _FIXED = 1e12
 """Outcomes that a prior must be worth so that nothing changes it."""
 
@@ -51,7 +51,7 @@ def online_answers(
     """Answers float64[N, K] to the stream by learner, each before its own outcome was learned.
 
     `base`: masses of candidates before offsets; `rivals`: masses as the rivals answered; `stream`'s own base is not
-    read. The per-app histogram begins with the training examples counted.
+    read. The histogram of model and app begins with the training examples counted.
     """
     found = _side_by_side(served(offsets, len(base)), base, stream)
     shifted = {name: masses for name, masses in rivals.items() if name != COUNTING}

@@ -69,11 +69,12 @@ def _rivals(document: Document) -> list[Document]:
                 )
             )
         split = document.get(mode, {}).get("prompt", {})
-        over = split.get("gain", {}).get("per-app histogram")
-        if over:
+        for histogram in ("per-app histogram", "histogram of model and app"):
+            if (over := split.get("gain", {}).get(histogram)) is None:
+                continue
             rows.append(
                 _row(
-                    f"CRPS against the per-app histogram on unseen prompts, {mode}",
+                    f"CRPS against the {histogram} on unseen prompts, {mode}",
                     "10 % or more",
                     _gained(over),
                     over["value"] >= 0.10,

@@ -11,8 +11,15 @@ __all__ = ["LengthLearner", "all_rivals"]
 def all_rivals() -> list[LengthLearner]:
     """A fresh one of each."""
     from paceline_lab.lengths.rivals.boosted import BoostedQuantiles
-    from paceline_lab.lengths.rivals.histograms import AppHistogram, GlobalHistogram
+    from paceline_lab.lengths.rivals.histograms import AppHistogram, GlobalHistogram, PairHistogram
     from paceline_lab.lengths.rivals.linear import RidgeLengths
     from paceline_lab.lengths.rivals.neighbours import Neighbours
 
-    return [GlobalHistogram(), AppHistogram(), RidgeLengths(), BoostedQuantiles(), Neighbours()]
+    return [
+        GlobalHistogram(),
+        AppHistogram(),
+        PairHistogram(),
+        RidgeLengths(),
+        BoostedQuantiles(),
+        Neighbours(),
+    ]

@@ -33,9 +33,29 @@ class GlobalHistogram:
 
 
 class AppHistogram:
-    """A histogram of each (model, app), backing off to the model's, then to that of all answers."""
+    """A histogram of each app, whichever model answered, backing off to all answers: what deployed systems keep."""
 
     name = "per-app histogram"
+
+    def fit(self, examples: Sequence[Example]) -> None:
+        """Learn from scratch."""
+        apps = [example.question.app for example in examples]
+        self._row_of = {app: i for i, app in enumerate(sorted(set(apps)))}
+        all_answers = _histogram(examples, [0] * len(examples), 1, _root())
+        parents = np.repeat(all_answers, len(self._row_of), axis=0)
+        by_app = _histogram(examples, [self._row_of[app] for app in apps], len(parents), parents)
+        self._masses = np.concatenate([by_app, all_answers])
+
+    def predict(self, questions: Sequence[LengthQuestion]) -> FloatArray:
+        """Bin masses float64[N, K]."""
+        unknown = len(self._row_of)
+        return np.asarray(self._masses[[self._row_of.get(question.app, unknown) for question in questions]])
+
+
+class PairHistogram:
+    """A histogram of each (model, app), backing off to the model's, then to that of all answers."""
+
+    name = "histogram of model and app"
 
     def fit(self, examples: Sequence[Example]) -> None:
         """Learn from scratch."""
