@@ -122,18 +122,19 @@ class TextFrontEnd:
         projection = graph.constant("projection", self.idf[:, None] * self.projection)
         product = graph.node("MatMul", graph.node("Sqrt", text), projection)
         square = graph.node("MatMul", text, graph.constant("idf_squared", (self.idf**2)[:, None]))
-        norm = graph.node("Max", graph.node("Sqrt", square), graph.scalar(_MIN_NORM))
+        norm = graph.node("Max", graph.node("Sqrt", square), graph.scalar(MIN_NORM))
         return graph.node("Div", product, norm)
 
 
-_MIN_NORM = 1e-6
+MIN_NORM = 1e-6
+"""What the norm of a text is at least: that of an empty one is 0."""
 
 
 def weighted_text(text: Float32, idf: Float32) -> Float32:
     """Rows of length 1 (or 0 for an empty text), float32[N, TEXT_BUCKETS]."""
     weighted = np.sqrt(text) * idf
     norm = np.sqrt((weighted * weighted).sum(axis=1, keepdims=True))
-    return np.asarray(weighted / np.maximum(norm, np.float32(_MIN_NORM)), dtype=np.float32)
+    return np.asarray(weighted / np.maximum(norm, np.float32(MIN_NORM)), dtype=np.float32)
 
 
 def document_weights(text: Float32, weights: NDArray[np.float64] | None = None) -> Float32:
@@ -164,22 +165,18 @@ def normalised(graph: GraphBuilder, masses: str) -> str:
 
 
 def quantile_nodes(graph: GraphBuilder, probabilities: str) -> str:
-    """[N, 3] lengths at LEVELS from bin masses [N, K]: the first bin that reaches the level, linear inside it."""
-    last = np.float32(K - 1)
-    levels = graph.constant("levels", np.asarray(LEVELS, dtype=np.float32)[None, :])
-    cdf = graph.node("CumSum", probabilities, graph.constant("axis_1", np.asarray(1, dtype=np.int64)))
-    deep = graph.node("Unsqueeze", cdf, graph.integers(2))
-    short = graph.node("Cast", graph.node("Less", deep, levels), to=TensorProto.FLOAT)
-    count = graph.node("ReduceSum", short, graph.integers(1), keepdims=0)
-    bin_ = graph.node("Cast", graph.node("Min", count, graph.scalar(float(last))), to=TensorProto.INT64)
-    mass = graph.node("GatherElements", probabilities, bin_, axis=1)
-    below = graph.node("Sub", graph.node("GatherElements", cdf, bin_, axis=1), mass)
-    share = graph.node("Div", graph.node("Sub", levels, below), graph.node("Max", mass, graph.scalar(1e-9)))
-    # Rounding of the running sum may put the level a hair outside its bin.
+    """[N, 3] lengths at LEVELS from bin masses [N, K]: the bins below the level, and of the bin that reaches it a part.
+
+    A sum over all bins of the part that lies below: fewer nodes than to search for the bin, and nodes cost.
+    """
+    deep = graph.node("Unsqueeze", probabilities, graph.integers(1))
+    below = graph.node("CumSum", deep, graph.constant("axis_2", np.asarray(2, dtype=np.int64)), exclusive=1)
+    levels = graph.constant("levels", np.asarray(LEVELS, dtype=np.float32)[None, :, None])
+    left = graph.node("Sub", levels, below)
+    share = graph.node("Div", left, graph.node("Max", deep, graph.scalar(1e-9)))
     inside = graph.node("Clip", share, graph.scalar(0.0), graph.scalar(1.0))
-    lower = graph.node("Gather", graph.constant("lower", _LOWER), bin_)
-    width = graph.node("Gather", graph.constant("width", _UPPER - _LOWER), bin_)
-    length = graph.node("Add", lower, graph.node("Mul", inside, width))
+    parts = graph.node("Mul", inside, graph.constant("width", _UPPER - _LOWER))
+    length = graph.node("ReduceSum", parts, graph.integers(2), keepdims=0)
     return graph.node("Max", length, graph.scalar(1.0))
 
 

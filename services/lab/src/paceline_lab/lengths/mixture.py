@@ -9,6 +9,7 @@ from onnx import compose
 
 from paceline_core.lengths import FloatArray
 from paceline_lab.lengths.graph import GraphBuilder, normalised, quantile_nodes
+from paceline_lab.lengths.sharing import share_text
 from paceline_predictor.features import NUMERIC
 
 
@@ -45,6 +46,7 @@ def mixture_graph(
             raise ValueError(f"shares are {shares}")
     graph = GraphBuilder()
     masses = [_add(graph, part.model, f"part{number}_") for number, part in enumerate(parts)]
+    share_text(graph)
     later = _mean(graph, masses, [part.otherwise for part in parts])
     arrival = later if hedge is None else _hedged(graph, later, hedge)
     if apps:

@@ -4,12 +4,14 @@ Every tree is a target of its own whose value is the number of the leaf. So a le
 weights of the ensemble itself would cost some 13 bytes for each bin that is not empty.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from paceline_core.lengths import K
 from paceline_lab.lengths.graph import GraphBuilder
-from paceline_lab.lengths.qrf.forest import SHARES, Float64, Forest
+from paceline_lab.lengths.qrf.forest import SHARES, Float64, Forest, joined
 
 _LESS_OR_EQUAL = 0
 _SUM = 1
@@ -34,6 +36,36 @@ def forest_nodes(graph: GraphBuilder, forest: Forest, rows: str, smoothing: Floa
             "MatMul", masses, graph.constant(f"smoothing_{leaf}", smoothing.astype(np.float32))
         )
     return masses
+
+
+def either_forest_nodes(
+    graph: GraphBuilder, forests: Sequence[Forest], rows: str, smoothings: Sequence[Float64], is_second: str
+) -> str:
+    """What `forest_nodes` of the first forest says, or of the second where `is_second` bool[N, 1]; bin masses [N, K].
+
+    One ensemble finds the leaves of both, and all that follows is done once, for the forest that answers.
+    """
+    both = joined(*forests)
+    leaf = graph.node("Cast", _leaves(graph, both, rows), to=TensorProto.INT32)
+    shares = graph.node("Gather", graph.constant("leaf_shares", both.shares), leaf)
+    counts = [len(forest.trees) for forest in forests]
+    first, second = (
+        graph.constant(
+            f"tree_shares_{number}",
+            (np.repeat([0, 1], counts) == number)[None, None, :].astype(np.float32) / (SHARES * count),
+        )
+        for number, count in enumerate(counts)
+    )
+    answering = graph.node("Where", graph.node("Unsqueeze", is_second, graph.integers(1)), second, first)
+    total = graph.node("MatMul", answering, graph.node("Cast", shares, to=TensorProto.FLOAT))
+    masses = graph.node("Reshape", total, graph.integers(-1, both.shares.shape[1]))
+    if both.censored:
+        masses = kaplan_meier(graph, masses)
+    smoothing = graph.constant("smoothings", np.concatenate(smoothings, axis=1).astype(np.float32))
+    smooth = graph.node("MatMul", masses, smoothing)
+    halves = [f"{smooth}_{number}" for number in range(2)]
+    graph.nodes.append(helper.make_node("Split", [smooth], halves, axis=1, num_outputs=2))
+    return graph.node("Where", is_second, halves[1], halves[0])
 
 
 def kaplan_meier(graph: GraphBuilder, table: str) -> str:

@@ -10,8 +10,8 @@ from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 from paceline_core.lengths import EDGES, OPEN_EDGE, K
 from paceline_lab.lengths.graph import GraphBuilder, normalised, quantile_nodes
-from paceline_lab.lengths.qrf.export import forest_nodes
-from paceline_lab.lengths.qrf.forest import Float32, Float64, forest_of
+from paceline_lab.lengths.qrf.export import either_forest_nodes, forest_nodes
+from paceline_lab.lengths.qrf.forest import Float32, Float64, Forest, forest_of
 from paceline_lab.lengths.qrf.inputs import Rows, imputed, kaplan_meier
 from paceline_lab.lengths.qrf.wording import fit_words
 from paceline_predictor.features import NUMERIC
@@ -64,31 +64,27 @@ def fit_graph(rows: Rows, params: QrfParams) -> onnx.ModelProto:
     )
     arrivals, progress = np.flatnonzero(rows.arrivals), np.flatnonzero(~rows.arrivals)
     if not len(arrivals) or not len(progress):
-        both = np.arange(len(rows))
-        masses = _grown(graph, given, rows, table, targets, both, params)
+        forest, mixing = _grown(rows, table, targets, np.arange(len(rows)), params)
+        masses = forest_nodes(graph, forest, given, mixing)
     else:
         asked_again = dataclasses.replace(
             params, trees=params.progress_trees, leaf_weight=params.progress_leaf_weight
         )
-        at_arrival = _grown(graph, given, rows, table, targets, arrivals, params)
-        later = _grown(graph, given, rows, table, targets, progress, asked_again)
+        forest, mixing = _grown(rows, table, targets, arrivals, params)
+        later_forest, later_mixing = _grown(rows, table, targets, progress, asked_again)
         has_output = graph.node("Gather", "numeric", graph.integers(NUMERIC.index("has_output")), axis=1)
         is_later = graph.node("Greater", has_output, graph.scalar(0.5))
-        masses = graph.node("Where", is_later, later, at_arrival)
+        masses = either_forest_nodes(graph, (forest, later_forest), given, (mixing, later_mixing), is_later)
+    if params.sharpening != 1:
+        masses = graph.node("Pow", masses, graph.scalar(params.sharpening))
     masses = normalised(graph, masses)
     return graph.model(masses, quantile_nodes(graph, masses), rows.text.shape[1], rows.numeric.shape[1])
 
 
 def _grown(
-    graph: GraphBuilder,
-    given: str,
-    rows: Rows,
-    table: Float32,
-    targets: Float64,
-    chosen: NDArray[np.int64],
-    params: QrfParams,
-) -> str:
-    """Nodes of a forest grown on the chosen rows."""
+    rows: Rows, table: Float32, targets: Float64, chosen: NDArray[np.int64], params: QrfParams
+) -> tuple[Forest, Float64]:
+    """A forest grown on the chosen rows, and what its masses are multiplied by."""
     weights, responses = rows.weights[chosen], rows.responses[chosen]
     kind = ExtraTreesRegressor if params.random_thresholds else RandomForestRegressor
     goals = targets[chosen] if targets.shape[1] > 1 else targets[chosen, 0]
@@ -99,14 +95,10 @@ def _grown(
         min_weight_fraction_leaf=min(0.5, params.leaf_weight / weights.sum()),
         random_state=params.seed,
     ).fit(table[chosen], goals, sample_weight=weights)
-    cut = responses[:, K:].any()
+    cut = rows.responses[:, K:].any()
     forest = forest_of(fitted.estimators_, table[chosen], responses if cut else responses[:, :K], weights)
     marginal = kaplan_meier(weights @ responses[:, :K], weights @ responses[:, K:])
-    mixing = mixing_matrix(params.smoothing_bins, params.prior_share, marginal)
-    masses = forest_nodes(graph, forest, given, mixing)
-    if params.sharpening == 1:
-        return masses
-    return normalised(graph, graph.node("Pow", masses, graph.scalar(params.sharpening)))
+    return forest, mixing_matrix(params.smoothing_bins, params.prior_share, marginal)
 
 
 def split_targets(goals: Float64, weights: Float64, levels: int) -> Float64:

@@ -48,6 +48,25 @@ class Forest:
         return bool(self.shares.shape[1] == 2 * K)
 
 
+def joined(first: Forest, second: Forest) -> Forest:
+    """The trees and leaves of both, in order. Raises ValueError unless both or neither keep censored responses."""
+    if first.censored != second.censored:
+        raise ValueError("one forest keeps censored responses, the other does not")
+    moved = [
+        Tree(
+            tree.feature,
+            tree.threshold,
+            *(_leaves_moved(child, len(first.shares)) for child in (tree.left, tree.right)),
+        )
+        for tree in second.trees
+    ]
+    return Forest([*first.trees, *moved], np.concatenate([first.shares, second.shares]))
+
+
+def _leaves_moved(child: NDArray[np.int64], by: int) -> NDArray[np.int64]:
+    return np.where(child < 0, child - by, child)
+
+
 def spread(lengths: Float64, scale: Float64) -> Float64:
     """Histograms float64[N, K] of whole lengths [N] >= 1 times `scale` [N]: the cell (length - 1, length], scaled."""
     low, high = (lengths - 1) * scale, lengths * scale
