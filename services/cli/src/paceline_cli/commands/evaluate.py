@@ -50,7 +50,7 @@ def length(
 ) -> None:
     """Score every length model and rival on the same splits, frozen and learning online.
 
-    Takes about ten minutes on two cores, with --quick about three.
+    Takes half an hour or more on two cores; with --quick and --splits prompt some four minutes.
 
     Example: paceline eval length --data data --out evaluation
     """

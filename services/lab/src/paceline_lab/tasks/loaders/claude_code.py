@@ -41,8 +41,8 @@ def _calls(requests: list[dict[str, Any]], prefix: str) -> list[tuple[Call, floa
     """Calls with their seconds (the pause before them included), and whether the turn ends with them."""
     calls: list[tuple[Call, float, bool]] = []
     for row in requests:
-        if row.get("type") == "subagent":
-            inner = _calls(row.get("requests", []), f"{prefix}{row.get('kind', 'sub')}/")
+        if "requests" in row:  # a conversation within this one, which waits for it
+            inner = _calls(row["requests"], f"{prefix}{row.get('kind', 'sub')}/")
             calls.extend((call, seconds, False) for call, seconds, _ in inner)
             continue
         # The pause before the first call of a turn is the user's, not the task's.
