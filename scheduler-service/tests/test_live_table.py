@@ -11,11 +11,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from paceline.common.v1 import engine_pb2
 from paceline_core import lengths
 from paceline_core.batch.state import RunState
+from paceline_core.batch.table import LiveTable
 from paceline_core.engine_model import EngineModel
+from paceline_core.interner import Interner
 from paceline_core.slo import Slo, SloClass
 from paceline_scheduler.attempt import TIMELINE_EVENTS, Attempt
-from paceline_scheduler.interner import Interner
-from paceline_scheduler.table import LiveTable
 from paceline_scheduler.wire import PRIOR_CDF, capacity_from
 
 CAPACITY = capacity_from(engine_pb2.EngineCapabilities(max_batch=4))

@@ -15,11 +15,13 @@ from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.batch.policy import BatchPolicy
+from paceline_core.batch.table import LiveTable
 from paceline_core.engine_model import EngineModelFitter
 from paceline_core.tracker import SloTracker
 from paceline_runtime.errors import PacelineError, Reason, invalid
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.spans import OpenSpans
+from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.config import SchedulerConfig
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.intake import Intake
@@ -31,7 +33,6 @@ from paceline_scheduler.recovery import Recovery
 from paceline_scheduler.reports import Reports
 from paceline_scheduler.session import RouterSession, SessionRegistry
 from paceline_scheduler.state import SchedulerState, unix_ms
-from paceline_scheduler.table import LiveTable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class SchedulerLoop:
         self.started_unix_ms = unix_ms()
         self.state = SchedulerState(
             config=config,
-            table=LiveTable(),
+            table=LiveTable[Attempt](),
             tracker=SloTracker(),
             fitter=EngineModelFitter(),
             sessions=SessionRegistry(config.session_backlog_bytes),

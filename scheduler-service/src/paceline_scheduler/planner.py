@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.executor.v1 import executor_pb2
-from paceline_core.batch.plan import UNLIMITED_TOKENS, UNTIL_EVENT, BatchPlan, PlanReason
+from paceline_core.batch.plan import BatchPlan, PlanReason
+from paceline_core.batch.planning import decide, settle
 from paceline_core.batch.policy import BatchPolicy
-from paceline_core.batch.pressure import fit
 from paceline_core.batch.view import BatchView, IntArray
 from paceline_scheduler.state import SchedulerState
 
@@ -37,6 +37,7 @@ class Planner:
         self._policy = policy
         self._plan_id = first_plan_id
         self._steps = 0
+        self._planned_step = -1
         self.record = PlanRecord()
         """The newest plan."""
         self.isolating = False
@@ -78,21 +79,30 @@ class Planner:
         state = self._state
         table = state.table
         rows = table.live_rows()
-        view = table.view(state.engine.capacity, state.fitter.model, rows)
+        view = table.view(
+            state.engine.capacity,
+            state.fitter.model,
+            rows,
+            step=state.engine.steps,
+            planned_step=self._planned_step,
+        )
+        self._planned_step = state.engine.steps
         now = state.now_ms()
         isolated = self._isolated(view)
         self.isolating = isolated is not None
-        chosen = self._policy.plan(view, now) if isolated is None else _alone(view, isolated)
-        fitting = fit(view, chosen.order, chosen.max_batch)
-        order = fitting.order[: state.config.plan_length]
-        gone = np.union1d(chosen.evict, fitting.evict)
+        length = state.config.plan_length
+        if isolated is None:
+            decision = decide(self._policy, view, now, length)
+        else:
+            decision = settle(view, _alone(view, isolated), length)
+        chosen, order = decision.chosen, decision.order
         plan = executor_pb2.Plan(
             attempt_keys=[table.at(row).key for row in rows[order].tolist()],
             token_limits=view.token_limit[order].tolist() if view.token_limit[order].any() else (),
-            evict=[table.at(row).key for row in rows[gone].tolist()],
-            max_batch=chosen.max_batch,
-            prefill_budget_tokens=min(chosen.prefill_budget_tokens, UNLIMITED_TOKENS),
-            valid_for_steps=min(chosen.valid_for_steps, fitting.valid_for_steps, UNTIL_EVENT),
+            evict=[table.at(row).key for row in rows[decision.evict].tolist()],
+            max_batch=decision.max_batch,
+            prefill_budget_tokens=decision.prefill_budget_tokens,
+            valid_for_steps=decision.valid_for_steps,
         )
         self._steps = 0
         old = self.record.plan

@@ -10,13 +10,13 @@ from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.batch.state import RunState
+from paceline_core.batch.table import LiveTable
 from paceline_core.batch.view import IntArray
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.metrics import PREEMPTED
 from paceline_scheduler.planner import Planner
 from paceline_scheduler.state import SchedulerState
-from paceline_scheduler.table import LiveTable
 from paceline_scheduler.wire import run_state
 
 _EVICTED = int(RunState.EVICTED)
@@ -39,7 +39,7 @@ class _Lookup:
     owners: tuple[str, ...]
 
     @classmethod
-    def of(cls, table: LiveTable, keys: tuple[int, ...]) -> Self:
+    def of(cls, table: LiveTable[Attempt], keys: tuple[int, ...]) -> Self:
         """Look `keys` up."""
         rows = table.rows_of(keys)
         known = rows >= 0
@@ -103,6 +103,7 @@ class Reports:
     def _step(self, step: executor_pb2.StepReport, now_ms: float) -> None:
         state = self._state
         state.engine.last_step_ms = now_ms
+        state.engine.steps += 1
         self._fit(step)
         if step.progress_keys:
             self._progress(step, now_ms)
@@ -166,7 +167,10 @@ class Reports:
         state.tokens += int(count.sum())
         kv_tokens = table.prompt_tokens[rows] + (upto - 1)
         table.kv_tokens[rows] = np.where(table.state[rows] == _EVICTED, 0, kv_tokens) if moved else kv_tokens
-        for row in state.tracker.tokens(rows, first, count, now_ms).tolist():
+        table.last_token_ms[rows] = now_ms
+        fresh = state.tracker.tokens(rows, first, count, now_ms)
+        table.late_tokens[rows] = state.tracker.late_tokens(rows)
+        for row in fresh.tolist():
             table.started[row] = True
             table.at(row).note(now_ms - table.arrival_ms[row], "first_token")
         limit = table.token_limit[rows]

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 from paceline.common.v1 import engine_pb2
 from paceline.executor.v1 import executor_pb2
+from paceline_core.batch.table import LiveTable
 from paceline_core.batch.view import Capacity
 from paceline_core.engine_model import EngineModelFitter
 from paceline_core.tracker import SloTracker
 from paceline_runtime.telemetry.spans import OpenSpans
+from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.config import SchedulerConfig
 from paceline_scheduler.outbox import CommandOutbox
 from paceline_scheduler.session import SessionRegistry
-from paceline_scheduler.table import LiveTable
 from paceline_scheduler.wire import capacity_from
 
 
@@ -43,6 +44,8 @@ class Engine:
     kv: executor_pb2.KvUse = field(default_factory=executor_pb2.KvUse)
     last_step_ms: float = 0.0
     """Instant of the last step report; 0: none yet."""
+    steps: int = 0
+    """Steps reported so far."""
 
 
 @dataclass(slots=True)
@@ -50,7 +53,7 @@ class SchedulerState:
     """One scheduler's state. Everything runs on one event loop, so nothing here is locked."""
 
     config: SchedulerConfig
-    table: LiveTable
+    table: LiveTable[Attempt]
     tracker: SloTracker
     fitter: EngineModelFitter
     sessions: SessionRegistry

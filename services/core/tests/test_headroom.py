@@ -1,6 +1,8 @@
 """Headroom curves, laxity and P(meet)."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,15 @@ from paceline_core.engine_model import EngineModel
 from paceline_core.headroom import HORIZONS_MS, headroom, remaining_mean_tokens
 from paceline_core.slo import SloClass
 
+
+def _load():
+    spec = importlib.util.spec_from_file_location("batch_views", Path(__file__).with_name("batch_views.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+estimates_of = _load().estimates_of
 CAPACITY = Capacity(
     max_batch=4, max_resident=8, kv_tokens=10_000, max_context_tokens=4_096, prefill_chunk_tokens=64
 )
@@ -52,7 +63,13 @@ def make_view(rows, model=MODEL):
         tenant=np.zeros(n, dtype=np.int32),
         task=np.full(n, -1, dtype=np.int32),
         priority=np.zeros(n, dtype=np.int32),
-        length_table=lengths.cdf_from_probabilities(ends).astype(np.float32),
+        task_due_ms=np.full(n, np.inf),
+        task_rest_tokens=np.zeros(n),
+        last_token_ms=np.zeros(n),
+        late_tokens=np.zeros(n, dtype=np.int64),
+        tenant_lag_tokens=np.zeros(n),
+        drops=np.zeros(n, dtype=bool),
+        lengths=estimates_of(lengths.cdf_from_probabilities(ends)[:n], np.arange(n), [r[2] for r in rows]),
         capacity=CAPACITY,
         model=model,
     )
@@ -167,8 +184,9 @@ def test_laxity_and_p_meet_agree_with_a_known_length():
 
 def test_p_meet_falls_as_time_passes_and_prefill_counts():
     view = make_view([(SloClass.DEADLINE, 4_000.0, 500, QUEUED)])
-    spread = replace(view, length_table=np.linspace(0, 1, lengths.K, dtype=np.float32)[None, :] ** 0.5)
-    spread = replace(spread, max_tokens=np.asarray([40_000]))
+    cdf = np.linspace(0, 1, lengths.K)[None, :] ** 0.5
+    limit = np.asarray([40_000])
+    spread = replace(view, lengths=estimates_of(cdf, [0], limit), max_tokens=limit)
     chances = [float(p_meet(spread, NOW_MS + t)[0][0]) for t in range(0, 4_400, 200)]
     assert chances == sorted(chances, reverse=True)
     assert 0 < chances[3] < 1

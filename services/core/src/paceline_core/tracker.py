@@ -96,6 +96,10 @@ class SloTracker:
         self._timeline[slots] = lines
         return fresh
 
+    def late_tokens(self, slots: IntArray) -> IntArray:
+        """[M] Tokens of `slots` so far that were late by their own timeline."""
+        return np.asarray(self._timeline[slots, _TOKENS] - self._timeline[slots, _IN_TIME], dtype=np.int64)
+
     def end(self, slot: int, now_ms: float, *, completed: bool, counted: bool = True) -> Outcome:
         """The request of `slot` ended. `completed`: with a whole answer; only such ones attain.
 

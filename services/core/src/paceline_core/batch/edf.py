@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from paceline_core.batch.plan import BatchPlan, PlanReason
+from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.sarathi import Sarathi
 from paceline_core.batch.view import BatchView, FloatArray
 from paceline_core.slo import SloClass
@@ -26,6 +27,7 @@ class Edf:
     changes only with events. Best effort starves while anything with a deadline waits."""
 
     name: ClassVar[str] = "edf"
+    estimates: ClassVar[EstimateUse] = EstimateUse.PREDICTED
 
     token_budget: int = 0
     """Most tokens of one step, as in `sarathi`."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from paceline_core.batch.plan import UNLIMITED_TOKENS, BatchPlan, PlanReason
+from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.view import BatchView, IntArray
 
 
@@ -21,6 +22,7 @@ class Fcfs:
     """By arrival at the router. A due prompt is prefilled whole in one step: streams that run wait for it."""
 
     name: ClassVar[str] = "fcfs"
+    estimates: ClassVar[EstimateUse] = EstimateUse.PREDICTED
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
         order = arrival_order(view)

@@ -44,6 +44,9 @@ class BatchPlan:
     """Most sequences decoded in one step; 0: the engine's limit."""
     evict: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """[E] Rows whose KV is dropped; none of them in `order`."""
+    shed: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """[S] Rows given up for good: the caller ends them with SLO_UNATTAINABLE. None of them in `order`; only rows that
+    ask for it (`BatchView.drops`) or that have had no work done."""
     valid_for_steps: int = UNTIL_EVENT
     """Steps for which planning again without an event gives the same plan; at least 1. Events: arrival, acceptance,
     end, cancel, credit given or used up, a new estimate, the end of a prefill."""

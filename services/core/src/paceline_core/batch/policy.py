@@ -1,9 +1,21 @@
 """The seam between a scheduler and its policy."""
 
+from enum import StrEnum
 from typing import Protocol
 
 from paceline_core.batch.plan import BatchPlan
 from paceline_core.batch.view import BatchView
+
+
+class EstimateUse(StrEnum):
+    """Which length estimates the caller puts into the view of a policy. What a live service can know is PREDICTED."""
+
+    PREDICTED = "predicted"
+    """The predictor's, refined while the answer grows."""
+    PRIOR = "prior"
+    """What the class usually writes, the same for all its requests: an ablation."""
+    TRUE = "true"
+    """The true lengths: an oracle, in the simulator only."""
 
 
 class BatchPolicy(Protocol):
@@ -16,6 +28,11 @@ class BatchPolicy(Protocol):
     @property
     def name(self) -> str:
         """The name in the registry."""
+        ...
+
+    @property
+    def estimates(self) -> EstimateUse:
+        """Whose length estimates it is given."""
         ...
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:

@@ -7,6 +7,7 @@ import numpy as np
 
 from paceline_core.batch.fcfs import arrival_order
 from paceline_core.batch.plan import BatchPlan, PlanReason
+from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.view import BatchView
 
 
@@ -15,6 +16,7 @@ class Sarathi:
     """By arrival; a step takes a token of every decoding request, and prompt chunks from what is left of its budget."""
 
     name: ClassVar[str] = "sarathi"
+    estimates: ClassVar[EstimateUse] = EstimateUse.PREDICTED
 
     token_budget: int = 0
     """Most tokens of one step, decode and prefill together; 0: four prefill chunks of the engine, and its batch."""

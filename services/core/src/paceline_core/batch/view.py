@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_core.batch.estimates import LengthEstimates
 from paceline_core.engine_model import EngineModel
 
 FloatArray = NDArray[np.float64]
@@ -55,6 +56,18 @@ class BatchView:
     """[N] Budget of the last token; 0 unless deadline or task class."""
     call_due_ms: FloatArray
     """[N] Instant by which this call of a task is wanted; infinite when nobody said."""
+    task_due_ms: FloatArray
+    """[N] Instant by which the whole task is due; infinite unless task class, or when nobody said."""
+    task_rest_tokens: FloatArray
+    """[N] Output tokens that the task is expected to need along its critical path after this call; 0 unless known."""
+    last_token_ms: FloatArray
+    """[N] Instant of the newest output token here; 0: none yet."""
+    late_tokens: IntArray
+    """[N] Tokens of a latency request that came late: with one of them the request has missed."""
+    tenant_lag_tokens: FloatArray
+    """[N] How far the request's tenant is behind its fair share of the engine; negative: ahead of it."""
+    drops: BoolArray
+    """[N] True where the client wants an end as soon as the target is out of reach."""
     prompt_tokens: IntArray
     """[N] Prompt tokens; an estimate until the engine accepted."""
     kv_tokens: IntArray
@@ -75,17 +88,29 @@ class BatchView:
     """[N] Small numbers that stand for tasks; -1: no task."""
     priority: NDArray[np.int32]
     """[N] Higher is more urgent; 0 is normal."""
-    length_table: NDArray[np.float32]
-    """[C, K] Length CDFs of the caller's table (see `paceline_core.lengths`), read by `length_cdf`."""
+    lengths: LengthEstimates
+    """The caller's length estimates by row; `mean_left`, `upper_left` and `length_cdf` ask it for these rows."""
     capacity: Capacity
     model: EngineModel
+    step: int = 0
+    """Steps that the engine has made."""
+    planned_step: int = -1
+    """`step` at the previous plan; -1: there was none. A policy with frames tells by the two where a frame ends."""
 
     def __len__(self) -> int:
         return len(self.row_id)
 
     def length_cdf(self) -> FloatArray:
         """[N, K] Length CDF of each request. Gathered when asked for: most policies never read it."""
-        return self.length_table[self.row_id].astype(np.float64)
+        return self.lengths.cdf[self.row_id].astype(np.float64)
+
+    def mean_left(self) -> FloatArray:
+        """[N] Expected output tokens still to come; at least 1."""
+        return self.lengths.mean_left(self.row_id, self.generated)
+
+    def upper_left(self) -> FloatArray:
+        """[N] Output tokens still to come at `estimates.UPPER_LEVEL`; at least 1."""
+        return self.lengths.upper_left(self.row_id, self.generated)
 
     def runnable(self) -> BoolArray:
         """[N] True where the next step may run the request: its credit is not used up."""

@@ -5,29 +5,53 @@ attributes, indexed by row; rows that are not in use hold rubbish.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_core.batch.estimates import LengthEstimates
 from paceline_core.batch.state import RunState
 from paceline_core.batch.view import BatchView, Capacity, IntArray
 from paceline_core.engine_model import EngineModel
-from paceline_core.slo import OnMiss, SloClass
-from paceline_core.survival import LengthTable
-from paceline_scheduler.attempt import Attempt
-from paceline_scheduler.interner import Interner
+from paceline_core.interner import Interner
+from paceline_core.slo import OnMiss, Slo, SloClass
 
 _INT: Final = (
-    "prompt_tokens", "kv_tokens", "cached_tokens", "generated", "max_tokens", "token_limit", "isolate_until",
+    "prompt_tokens", "kv_tokens", "cached_tokens", "generated", "late_tokens", "max_tokens", "token_limit",
+    "isolate_until",
 )  # fmt: skip
-_FLOAT: Final = ("arrival_ms", "ttft_ms", "tbt_ms", "e2e_ms", "call_due_ms", "mean_left", "mean_at")
+_FLOAT: Final = (
+    "arrival_ms", "ttft_ms", "tbt_ms", "e2e_ms", "call_due_ms", "task_due_ms", "task_rest_tokens", "last_token_ms",
+    "tenant_lag_tokens",
+)  # fmt: skip
 _SMALL: Final = ("tenant", "task", "priority", "router")
 _BYTE: Final = ("slo_class", "state")
 _FLAG: Final = ("alive", "started", "at_risk", "drops")
 
 
-class LiveTable:
+class Occupant(Protocol):
+    """What a row is of. The table sets `row`, and `router_id` when the owner changes."""
+
+    key: int
+    row: int
+    router_id: str
+
+    @property
+    def tenant(self) -> str:
+        """For fairness."""
+        ...
+
+    @property
+    def slo(self) -> Slo:
+        """The objective."""
+        ...
+
+
+A = TypeVar("A", bound=Occupant)
+
+
+class LiveTable(Generic[A]):
     """Rows of attempts. `alive` is True from submit to end; `started` once the attempt has run; `drops` if it is to end
     once its target is out of reach."""
 
@@ -35,6 +59,7 @@ class LiveTable:
     kv_tokens: IntArray
     cached_tokens: IntArray
     generated: IntArray
+    late_tokens: IntArray
     max_tokens: IntArray
     token_limit: IntArray
     isolate_until: IntArray
@@ -43,8 +68,10 @@ class LiveTable:
     tbt_ms: NDArray[np.float64]
     e2e_ms: NDArray[np.float64]
     call_due_ms: NDArray[np.float64]
-    mean_left: NDArray[np.float64]
-    mean_at: NDArray[np.float64]
+    task_due_ms: NDArray[np.float64]
+    task_rest_tokens: NDArray[np.float64]
+    last_token_ms: NDArray[np.float64]
+    tenant_lag_tokens: NDArray[np.float64]
     tenant: NDArray[np.int32]
     task: NDArray[np.int32]
     priority: NDArray[np.int32]
@@ -55,12 +82,12 @@ class LiveTable:
     started: NDArray[np.bool_]
     at_risk: NDArray[np.bool_]
     drops: NDArray[np.bool_]
-    lengths: LengthTable
+    lengths: LengthEstimates
 
     def __init__(self, rows: int = 16) -> None:
         self._allocate(rows)
-        self.lengths = LengthTable(rows)
-        self._attempts: list[Attempt | None] = [None] * rows
+        self.lengths = LengthEstimates(rows)
+        self._attempts: list[A | None] = [None] * rows
         self._free = list(range(rows - 1, -1, -1))
         self._row_of: dict[int, int] = {}
         self._routers = Interner()
@@ -76,7 +103,7 @@ class LiveTable:
     def __contains__(self, key: int) -> bool:
         return key in self._row_of
 
-    def __iter__(self) -> Iterator[Attempt]:
+    def __iter__(self) -> Iterator[A]:
         """All attempts, oldest row first taken; safe against removal while iterating."""
         return iter([a for row in list(self._row_of.values()) if (a := self._attempts[row]) is not None])
 
@@ -90,7 +117,7 @@ class LiveTable:
         """Attempts that have not ended."""
         return self._live
 
-    def add(self, attempt: Attempt, cdf: NDArray[np.float64], max_tokens: int) -> int:
+    def add(self, attempt: A, cdf: NDArray[np.float64], max_tokens: int) -> int:
         """Take a row for `attempt`, with the length CDF [K] and the limit of its request. Numbers not given are 0.
 
         Raises KeyError when the key is taken.
@@ -110,8 +137,7 @@ class LiveTable:
         self.slo_class[row] = slo.slo_class
         self.ttft_ms[row], self.tbt_ms[row], self.e2e_ms[row] = slo.ttft_ms, slo.tbt_ms, slo.e2e_ms
         self.drops[row] = slo.on_miss is OnMiss.DROP
-        self.call_due_ms[row] = np.inf
-        self.mean_at[row] = -1.0
+        self.call_due_ms[row] = self.task_due_ms[row] = np.inf
         self.router[row] = self._routers.acquire(attempt.router_id)
         self.tenant[row] = self._tenants.acquire(attempt.tenant)
         is_task = slo.slo_class is SloClass.TASK and slo.task_id
@@ -123,7 +149,7 @@ class LiveTable:
         self._live += 1
         return row
 
-    def end(self, attempt: Attempt, state: RunState) -> None:
+    def end(self, attempt: A, state: RunState) -> None:
         """The attempt ended; its row stays until `remove`."""
         if self.alive[attempt.row]:
             self.alive[attempt.row] = False
@@ -131,7 +157,7 @@ class LiveTable:
         self.state[attempt.row] = state
         self.kv_tokens[attempt.row] = 0
 
-    def remove(self, key: int) -> Attempt | None:
+    def remove(self, key: int) -> A | None:
         """Free the row of `key`; None if there is none."""
         row = self._row_of.pop(key, None)
         if row is None:
@@ -149,12 +175,12 @@ class LiveTable:
         self.version += 1
         return attempt
 
-    def get(self, key: int) -> Attempt | None:
+    def get(self, key: int) -> A | None:
         """The attempt with this key; None when unknown."""
         row = self._row_of.get(key)
         return None if row is None else self._attempts[row]
 
-    def at(self, row: int) -> Attempt:
+    def at(self, row: int) -> A:
         """The attempt in a row that is in use."""
         attempt = self._attempts[row]
         if attempt is None:
@@ -170,7 +196,7 @@ class LiveTable:
         """[live] Rows of attempts that have not ended."""
         return np.flatnonzero(self.alive)
 
-    def change_router(self, attempt: Attempt, router_id: str) -> None:
+    def change_router(self, attempt: A, router_id: str) -> None:
         """Give the attempt to another owner."""
         self._routers.release(int(self.router[attempt.row]))
         self.router[attempt.row] = self._routers.acquire(router_id)
@@ -180,19 +206,21 @@ class LiveTable:
     def estimate(self, row: int, cdf: NDArray[np.float64]) -> None:
         """A new length CDF [K] for a row."""
         self.lengths.put(np.array([row]), cdf[None, :], self.max_tokens[row : row + 1])
-        self.mean_at[row] = -1.0
 
     def remaining_mean(self, rows: IntArray) -> NDArray[np.float64]:
-        """[R] Expected output tokens still to come. Computed again only where tokens came out since: most rows wait."""
-        stale = rows[self.mean_at[rows] != self.generated[rows]]
-        if len(stale):
-            generated = self.generated[stale]
-            self.mean_left[stale] = self.lengths.remaining_mean(stale, generated)
-            self.mean_at[stale] = generated
-        return self.mean_left[rows]
+        """[R] Expected output tokens still to come."""
+        return self.lengths.mean_left(rows, self.generated[rows])
 
-    def view(self, capacity: Capacity, model: EngineModel, rows: IntArray | None = None) -> BatchView:
-        """What policies see: the live rows, or the given ones."""
+    def view(
+        self,
+        capacity: Capacity,
+        model: EngineModel,
+        rows: IntArray | None = None,
+        *,
+        step: int = 0,
+        planned_step: int = -1,
+    ) -> BatchView:
+        """What policies see: the live rows, or the given ones. `step`, `planned_step`: see `BatchView`."""
         r = self.live_rows() if rows is None else rows
         return BatchView(
             row_id=r,
@@ -202,6 +230,12 @@ class LiveTable:
             tbt_ms=self.tbt_ms[r],
             e2e_ms=self.e2e_ms[r],
             call_due_ms=self.call_due_ms[r],
+            task_due_ms=self.task_due_ms[r],
+            task_rest_tokens=self.task_rest_tokens[r],
+            last_token_ms=self.last_token_ms[r],
+            late_tokens=self.late_tokens[r],
+            tenant_lag_tokens=self.tenant_lag_tokens[r],
+            drops=self.drops[r],
             prompt_tokens=self.prompt_tokens[r],
             kv_tokens=self.kv_tokens[r],
             cached_tokens=self.cached_tokens[r],
@@ -212,9 +246,11 @@ class LiveTable:
             tenant=self.tenant[r],
             task=self.task[r],
             priority=self.priority[r],
-            length_table=self.lengths.cdf,
+            lengths=self.lengths,
             capacity=capacity,
             model=model,
+            step=step,
+            planned_step=planned_step,
         )
 
     def _allocate(self, rows: int) -> None:

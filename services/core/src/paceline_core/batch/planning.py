@@ -1,0 +1,49 @@
+"""From a view to what the engine is asked to do: the policy's plan, cut to what fits. Live and simulated alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline_core.batch.plan import UNLIMITED_TOKENS, UNTIL_EVENT, BatchPlan
+from paceline_core.batch.policy import BatchPolicy
+from paceline_core.batch.pressure import fit
+from paceline_core.batch.view import BatchView, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A plan that an engine can carry out. Indexes are rows of the view (0..N-1)."""
+
+    chosen: BatchPlan
+    """As the policy said it."""
+    order: IntArray
+    """[M] Rows to run, most wanted first; what has no room is cut, at most `plan_length` stay."""
+    evict: IntArray
+    """[E] Rows whose KV is dropped: the policy's choice, and what must go so that the head of `order` has room."""
+    shed: IntArray
+    """[S] Rows given up for good."""
+    max_batch: int
+    """Most sequences decoded in one step; 0: the engine's limit."""
+    prefill_budget_tokens: int
+    """Most prompt tokens prefilled in one step."""
+    valid_for_steps: int
+    """Steps for which deciding again without an event gives the same."""
+
+
+def decide(policy: BatchPolicy, view: BatchView, now_ms: float, plan_length: int) -> Decision:
+    """What to run until further notice, at most `plan_length` requests of it listed."""
+    return settle(view, policy.plan(view, now_ms), plan_length)
+
+
+def settle(view: BatchView, chosen: BatchPlan, plan_length: int) -> Decision:
+    """Cut a plan to what fits."""
+    fitting = fit(view, chosen.order, chosen.max_batch)
+    return Decision(
+        chosen=chosen,
+        order=fitting.order[:plan_length],
+        evict=np.union1d(chosen.evict, fitting.evict),
+        shed=chosen.shed,
+        max_batch=chosen.max_batch,
+        prefill_budget_tokens=min(chosen.prefill_budget_tokens, UNLIMITED_TOKENS),
+        valid_for_steps=min(chosen.valid_for_steps, fitting.valid_for_steps, UNTIL_EVENT),
+    )
