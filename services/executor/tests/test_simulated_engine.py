@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paceline_core.engines.profile import UnknownProfileError
+from paceline_core.engines.shipped import load_profile, profile_names
 from paceline_executor.contract import (
     AttemptEnded,
     AttemptSpec,
@@ -21,7 +23,6 @@ from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import ManualDriver
 from paceline_executor.simulated.engine import SimulatedEngine
 from paceline_executor.simulated.language import language
-from paceline_executor.simulated.profile import UnknownProfileError, load_profile, profile_names
 
 ENDLESS = Sampling(ignore_eos=True)
 

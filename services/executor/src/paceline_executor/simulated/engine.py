@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from paceline_core.engines.shipped import load_profile
 from paceline_executor.contract import (
     AttemptSpec,
     Capabilities,
@@ -31,7 +32,6 @@ from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import Driver
 from paceline_executor.simulated.language import language
 from paceline_executor.simulated.memory import KvMemory
-from paceline_executor.simulated.profile import load_profile
 from paceline_executor.simulated.state import SimulatedState
 from paceline_executor.simulated.step import pack
 from paceline_executor.simulated.stepping import StepLoop

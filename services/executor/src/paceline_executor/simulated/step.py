@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_core.engines.profile import Profile
 from paceline_executor.contract import PrefillCall, TokenColumns
 from paceline_executor.simulated.answer import RingAnswer
 from paceline_executor.simulated.attempt import Attempt
 from paceline_executor.simulated.language import RING_MASK, Language
 from paceline_executor.simulated.memory import KvMemory
-from paceline_executor.simulated.profile import Profile
 
 NO_TOKENS = TokenColumns(
     np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.int32),

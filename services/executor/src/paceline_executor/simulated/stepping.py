@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from paceline_core.engines.profile import Profile
 from paceline_executor.contract import (
     AttemptEnded,
     AttemptState,
@@ -23,7 +24,6 @@ from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import Driver
 from paceline_executor.simulated.language import Language
 from paceline_executor.simulated.memory import KvMemory
-from paceline_executor.simulated.profile import Profile
 from paceline_executor.simulated.step import NO_TOKENS, Cohort, Step, carry_out, choose, cohort_of, pack
 from paceline_executor.simulated.table import AttemptTable
 
