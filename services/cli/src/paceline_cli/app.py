@@ -7,6 +7,7 @@ import typer
 
 from paceline_cli.commands import (
     bench,
+    compare,
     config,
     doctor,
     drain,
@@ -37,6 +38,7 @@ app.command()(drain.drain)
 app.command()(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.command()(live.live)
+app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.add_typer(lengths.app, name="lengths")
 app.add_typer(train.app, name="train")

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,9 +24,22 @@ def make_console() -> Console:
 console = make_console()
 
 
+def as_text(value: Any) -> str:
+    """A JSON document; numbers that JSON lacks are null."""
+    return json.dumps(_finite(value), indent=2, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def print_json(value: Any) -> None:
     """A JSON document on standard output."""
-    print(json.dumps(value, indent=2, default=str))
+    print(as_text(value))
 
 
 def as_dict(message: Message) -> dict[str, Any]:
