@@ -242,6 +242,9 @@ async def test_a_late_request_that_asked_to_be_dropped_is(bench):
         assert router.ended[key].finish_reason == attempt_pb2.FINISH_REASON_EXPIRED
         assert router.ended[key].failure.reason == "SLO_UNATTAINABLE"
         assert not router.ended[key].failure.retryable
+    assert "was due 29000 ms after the arrival" in router.ended[1].failure.message
+    plan = await router.stub.GetPlan(scheduler_pb2.GetPlanRequest())
+    assert dict(plan.shed) == {"missed": 2}
     assert not {3, 4} & router.ended.keys()
     await router.send(releases=[1, 2], cancels=[3, 4])
     await router.until(lambda: {3, 4} <= router.ended.keys())
@@ -423,8 +426,8 @@ async def test_suspects_run_alone_one_at_a_time(bench):
     plans = []
     planned = scheduler.loop.planner.plan
 
-    def noted():
-        plan = planned()
+    def noted(shed):
+        plan = planned(shed)
         if plan is not None:
             plans.append(tuple(plan.attempt_keys))
         return plan

@@ -7,6 +7,7 @@ from typing import Self
 
 from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2_grpc
+from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.registry import make_policy
 from paceline_runtime.auth import AuthConfig
 from paceline_runtime.channel import channel
@@ -16,7 +17,7 @@ from paceline_runtime.service import Process
 from paceline_runtime.telemetry.setup import Telemetry
 from paceline_runtime.tls import TlsConfig
 from paceline_scheduler.announce import announce
-from paceline_scheduler.config import SchedulerConfig, SchedulerServiceConfig
+from paceline_scheduler.config import LIVE_POLICIES, SchedulerConfig, SchedulerServiceConfig
 from paceline_scheduler.executor_link import ExecutorLink
 from paceline_scheduler.loop import SchedulerLoop
 from paceline_scheduler.service import SchedulerService
@@ -44,6 +45,9 @@ class SchedulerApp:
             self._policy = make_policy(config.policy, config.policy_params)
         except ValueError as error:
             raise ConfigError([f"scheduler.policy: {error}"]) from None
+        if self._policy.estimates is EstimateUse.TRUE:
+            problem = f"{config.policy!r} plans by true lengths, which only the simulator knows"
+            raise ConfigError([f"scheduler.policy: {problem}; choose from {', '.join(LIVE_POLICIES)}"])
         self._tasks: list[asyncio.Task[None]] = []
         self.link: ExecutorLink
         """Its stream to the executor, once started."""

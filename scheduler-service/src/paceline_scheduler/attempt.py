@@ -43,7 +43,7 @@ class Attempt:
     missing_until: int = 0
     """Output index up to which tokens were asked for again after a broken stream; an end waits for them."""
     held_end: attempt_pb2.AttemptEnded | None = None
-    forced: list[attempt_pb2.ForcedTokens] = field(default_factory=list)
+    forced: tuple[attempt_pb2.ForcedTokens, ...] = ()
     """Ids forced on it since it was added, kept because a stream that breaks may lose them."""
     timeline: list[tuple[float, str, str]] = field(default_factory=list)
     """(milliseconds since arrival, event, detail)."""

@@ -1,14 +1,23 @@
 """The `scheduler` section of the configuration."""
 
 import uuid
+from typing import Final
 
 from pydantic import Field
 
+from paceline_core.batch.policy import EstimateUse
+from paceline_core.batch.registry import POLICIES
 from paceline_runtime.channel import ChannelConfig
 from paceline_runtime.config_model import ConfigModel
 from paceline_runtime.grpc_options import GrpcConfig
 from paceline_runtime.server import ServerConfig
 from paceline_runtime.service import ServiceConfig
+
+DEFAULT_POLICY: Final = "sarathi"
+LIVE_POLICIES: Final = tuple(
+    name for name, policy in POLICIES.items() if policy.estimates is not EstimateUse.TRUE
+)
+"""Batch policies that need no more than a live service can know."""
 
 
 class SchedulerConfig(ConfigModel):
@@ -22,10 +31,11 @@ class SchedulerConfig(ConfigModel):
     """Where the engine's executor listens."""
     executor_endpoint: str = ""
     """Where other executors reach it, for KV transfer. Default: the same as `executor`."""
-    policy: str = "sarathi"
-    """Batch policy: fcfs, sarathi or edf."""
+    policy: str = Field(default=DEFAULT_POLICY, description=f"Batch policy: {', '.join(LIVE_POLICIES)}.")
     policy_params: dict[str, float | int | str | bool] = Field(default_factory=dict)
     """Parameters of the policy, by name."""
+    tenant_shares: dict[str, float] = Field(default_factory=dict)
+    """Weight of each tenant in the fair shares of the engine, by name. Default: 1 for every tenant."""
     max_live: int = Field(default=10_000, ge=1)
     """Most attempts that have not ended; more are refused with QUEUE_FULL."""
     max_ended: int = Field(default=4_096, ge=0)

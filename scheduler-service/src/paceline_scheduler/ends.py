@@ -2,10 +2,7 @@
 
 import heapq
 
-import numpy as np
-
 from paceline.common.v1 import attempt_pb2
-from paceline_core.batch.laxity import out_of_reach
 from paceline_runtime.errors import Reason
 from paceline_runtime.telemetry import names
 from paceline_scheduler.attempt import Attempt
@@ -128,34 +125,22 @@ class Ends:
             heapq.heapify(self._waits)
 
     def expire(self, now_ms: float) -> None:
-        """End what waited too long for its first run or asked to be dropped and is late, and forget ended attempts that
-        nobody came for."""
-        state = self._state
+        """End what waited too long for its first run, and forget ended attempts that nobody came for."""
         while self._waits and self._waits[0][0] <= now_ms:
             _, key = heapq.heappop(self._waits)
             attempt = self._waiting(key)
             if attempt is not None:
                 message = "the longest wait before the first run is over"
-                self._expire(attempt, Reason.QUEUE_TTL_EXPIRED, message, retryable=True)
-        rows = np.flatnonzero(state.table.alive & state.table.drops)
-        if len(rows):
-            view = state.table.view(state.engine.capacity, state.fitter.model, rows)
-            for row in rows[out_of_reach(view, now_ms)].tolist():
-                message = "the objective is out of reach, and the request asked to be dropped then"
-                self._expire(state.table.at(row), Reason.SLO_UNATTAINABLE, message, retryable=False)
+                failure = attempt_pb2.Failure(
+                    reason=Reason.QUEUE_TTL_EXPIRED, message=message, retryable=True
+                )
+                self.give_up(attempt, failure)
         self._bound(now_ms)
 
-    def _waiting(self, key: int) -> Attempt | None:
-        """The attempt if it lives and has not run yet."""
-        attempt = self._state.table.get(key)
-        if attempt is None or attempt.ended is not None or self._state.table.started[attempt.row]:
-            return None
-        return attempt
-
-    def _expire(self, attempt: Attempt, reason: Reason, message: str, *, retryable: bool) -> None:
-        if attempt.cancelling:
-            return  # its owner was first
-        failure = attempt_pb2.Failure(reason=reason, message=message, retryable=retryable)
+    def give_up(self, attempt: Attempt, failure: attempt_pb2.Failure) -> bool:
+        """End an attempt as EXPIRED, in the engine too. False when it is being ended already: who was first stands."""
+        if attempt.cancelling or attempt.ended is not None:
+            return False
         end_as = attempt_pb2.AttemptEnded(
             attempt_key=attempt.key, finish_reason=attempt_pb2.FINISH_REASON_EXPIRED, failure=failure
         )
@@ -163,6 +148,14 @@ class Ends:
             self.cancel(attempt, end_as)
         else:
             self.finish(attempt, end_as)
+        return True
+
+    def _waiting(self, key: int) -> Attempt | None:
+        """The attempt if it lives and has not run yet."""
+        attempt = self._state.table.get(key)
+        if attempt is None or attempt.ended is not None or self._state.table.started[attempt.row]:
+            return None
+        return attempt
 
     def _bound(self, now_ms: float) -> None:
         """Forget the oldest ended attempts past the bound or their time."""

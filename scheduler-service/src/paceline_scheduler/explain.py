@@ -5,12 +5,14 @@ import numpy as np
 from paceline.common.v1 import attempt_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core import lengths
-from paceline_core.batch.laxity import laxity_ms, p_meet, step_now_ms
+from paceline_core.batch.laxity import attainable_ms, laxity_ms, p_meet, step_now_ms
 from paceline_core.batch.plan import PlanReason
-from paceline_core.batch.view import FloatArray, IntArray
+from paceline_core.batch.view import BatchView, FloatArray, IntArray
 from paceline_runtime.errors import PacelineError, Reason
 from paceline_scheduler.attempt import Attempt
+from paceline_scheduler.metrics import PREEMPTED, RESUMED, counted
 from paceline_scheduler.planner import Planner
+from paceline_scheduler.shedding import SHED_PREFIX
 from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.wire import finite, slo_to
 
@@ -32,6 +34,9 @@ class Explainer:
             prefill_budget_tokens=record.plan.prefill_budget_tokens,
             valid_for_steps=record.plan.valid_for_steps,
             plan_ms=record.plan_ms,
+            shed=counted(self._state.counts, SHED_PREFIX),
+            preempted=counted(self._state.counts, PREEMPTED),
+            resumed=counted(self._state.counts, RESUMED),
         )
         for key, score, reason in zip(record.plan.attempt_keys, record.scores, record.reasons, strict=True):
             response.entries.add(
@@ -73,6 +78,7 @@ class Explainer:
             reason=record.reasons[position].value if position >= 0 else self._why_not(attempt),
         )
         view = state.table.view(state.engine.capacity, state.fitter.model, rows)
+        now = state.now_ms()
         generated, most = view.generated.astype(np.float64), view.max_tokens.astype(np.float64)
         cdf = view.length_cdf()
         everything = state.table.view(state.engine.capacity, state.fitter.model)
@@ -81,12 +87,25 @@ class Explainer:
             ("length_p90", float(lengths.quantile(cdf, 0.9, generated, most)[0])),
             ("length_mean", float((generated + remaining)[0])),
             ("step_ms", step_now_ms(everything)),
-            ("p_meet", float(p_meet(view, state.now_ms())[0][0])),
+            ("p_meet", float(p_meet(view, now)[0][0])),
+            ("attainable_ms", float(attainable_ms(everything, now)[everything.row_id == attempt.row].sum())),
+            ("tenant_lag_tokens", float(view.tenant_lag_tokens[0])),
+            *self._of_task(view, now),
         ):
             response.estimates[name] = finite(value)
         for at_ms, event, detail in attempt.timeline:
             response.timeline.add(at_ms=at_ms, event=event, detail=detail)
         return response
+
+    def _of_task(self, view: BatchView, now_ms: float) -> list[tuple[str, float]]:
+        """What is known of the task of a call, a view of one row."""
+        if view.task[0] < 0:
+            return []
+        return [
+            ("task_left_ms", float(view.task_due_ms[0]) - now_ms),
+            ("task_call_left_ms", float(view.call_due_ms[0]) - now_ms),
+            ("task_rest_tokens", float(view.task_rest_tokens[0])),
+        ]
 
     def _why_not(self, attempt: Attempt) -> str:
         table = self._state.table

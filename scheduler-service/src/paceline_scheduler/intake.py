@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from paceline.common.v1 import attempt_pb2
+from paceline.common.v1 import attempt_pb2, estimate_pb2
 from paceline.executor.v1 import executor_pb2
 from paceline.scheduler.v1 import scheduler_pb2
+from paceline_core.batch.policy import EstimateUse
 from paceline_core.slo import SloClass
 from paceline_runtime.errors import Reason
 from paceline_runtime.telemetry import names
@@ -14,15 +16,17 @@ from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.session import RouterSession
 from paceline_scheduler.state import SchedulerState
-from paceline_scheduler.wire import PRIOR_CDF, cdf_from, prompt_tokens_guess, slo_from
+from paceline_scheduler.wire import PRIOR_CDF, cdf_from, prompt_tokens_guess, rest_tokens_from, slo_from
 
 
 class Intake:
     """Carries out the commands of routers."""
 
-    def __init__(self, state: SchedulerState, ends: Ends) -> None:
+    def __init__(self, state: SchedulerState, ends: Ends, estimates: EstimateUse) -> None:
+        """`estimates`: which ones the policy is given."""
         self._state = state
         self._ends = ends
+        self._estimates = estimates
 
     def commands(self, session: RouterSession, commands: scheduler_pb2.Commands) -> None:
         """One batch, in the order of its fields. Keys that are unknown or another router's are skipped and counted."""
@@ -45,7 +49,7 @@ class Intake:
         for forced in commands.forced:
             attempt = self._alive(session, forced.attempt_key)
             if attempt is not None:
-                attempt.forced.append(forced)
+                attempt.forced = (*attempt.forced, forced)
                 self._state.outbox.forced(forced)
         for key in commands.moved:
             attempt = self._owned(session, key)
@@ -75,14 +79,12 @@ class Intake:
             router_context=submit.context,
             add=None,
         )
-        estimate = submit.estimate
-        cdf = cdf_from(estimate) if estimate.probabilities else PRIOR_CDF
-        row = table.add(attempt, cdf, max(1, spec.max_tokens))
-        if submit.task_call_budget_ms > 0 and slo.slo_class is SloClass.TASK:
-            # The task's own budget runs from its first call; what counts here is this call's share.
-            budget_ms = submit.elapsed_ms + submit.task_call_budget_ms
-            table.call_due_ms[row] = arrival_ms + budget_ms
-            slo = replace(slo, e2e_ms=budget_ms)
+        row = table.add(attempt, self._cdf(submit.estimate), max(1, spec.max_tokens))
+        if slo.slo_class is SloClass.TASK:
+            self._task(row, submit, arrival_ms + submit.elapsed_ms)
+            if np.isfinite(table.task_due_ms[row]):
+                # The task's budget runs from its first call; what counts here is what was left of it.
+                slo = replace(slo, e2e_ms=float(table.task_due_ms[row] - arrival_ms))
         spec.traceparent = state.spans.begin(
             spec.attempt_key,
             spec.traceparent,
@@ -180,12 +182,26 @@ class Intake:
         attempt = self._alive(session, reestimate.attempt_key)
         if attempt is None:
             return
-        table = self._state.table
-        if reestimate.estimate.probabilities:
-            table.estimate(attempt.row, cdf_from(reestimate.estimate))
-        if reestimate.task_call_budget_ms > 0 and attempt.slo.slo_class is SloClass.TASK:
-            table.call_due_ms[attempt.row] = self._state.now_ms() + reestimate.task_call_budget_ms
+        if reestimate.estimate.probabilities and self._estimates is EstimateUse.PREDICTED:
+            self._state.table.estimate(attempt.row, cdf_from(reestimate.estimate))
+        if attempt.slo.slo_class is SloClass.TASK:
+            self._task(attempt.row, reestimate, self._state.now_ms())
         self._state.mark_dirty()
+
+    def _cdf(self, estimate: estimate_pb2.LengthEstimate) -> NDArray[np.float64]:
+        """[K] What the policy is to think of the length of an answer."""
+        known = estimate.probabilities and self._estimates is EstimateUse.PREDICTED
+        return cdf_from(estimate) if known else PRIOR_CDF
+
+    def _task(self, row: int, said: scheduler_pb2.Submit | scheduler_pb2.Reestimate, since_ms: float) -> None:
+        """What was said, at the instant `since_ms`, of the task of a call."""
+        table = self._state.table
+        if said.task_call_budget_ms > 0:
+            table.call_due_ms[row] = since_ms + said.task_call_budget_ms
+        if said.task_left_ms:
+            table.task_due_ms[row] = since_ms + said.task_left_ms
+        if said.HasField("task_forecast"):
+            table.task_rest_tokens[row] = rest_tokens_from(said.task_forecast)
 
     def _move_out(self, session: RouterSession, key: int) -> None:
         if self._alive(session, key) is not None and self._state.engine.attached:

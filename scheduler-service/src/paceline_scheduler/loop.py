@@ -32,6 +32,7 @@ from paceline_scheduler.planner import Planner
 from paceline_scheduler.recovery import Recovery
 from paceline_scheduler.reports import Reports
 from paceline_scheduler.session import RouterSession, SessionRegistry
+from paceline_scheduler.shedding import Shedding
 from paceline_scheduler.state import SchedulerState, unix_ms
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class SchedulerLoop:
             None if instruments is None else SchedulerMetrics(instruments, self.state, policy.name)
         )
         self.ends = Ends(self.state)
-        self.intake = Intake(self.state, self.ends)
+        self.shedding = Shedding(self.state, self.ends)
+        self.intake = Intake(self.state, self.ends, policy.estimates)
         self.loads = LoadReporter(self.state)
         self._reports = Reports(self.state, self.ends, self.planner)
         self._recovery = Recovery(self.state, self.ends, self.intake, self._reports, self.planner)
@@ -104,7 +106,7 @@ class SchedulerLoop:
         if self._dirty:
             self._dirty = False
             if state.engine.attached:
-                plan = self.planner.plan()
+                plan = self.planner.plan(self.shedding.shed)
                 if plan is not None:
                     state.outbox.plan(plan)
                 if self._metrics is not None:
@@ -120,6 +122,7 @@ class SchedulerLoop:
             await asyncio.sleep(pause_s)
             began = self._loop.time()
             self.ends.expire(self.state.now_ms())
+            self.shedding.look(self.state.now_ms())
             if self._metrics is not None:
                 self._metrics.flush()
             if len(self.state.sessions):

@@ -5,12 +5,33 @@ from collections.abc import Iterable, Mapping
 
 from paceline_core.batch.state import RunState
 from paceline_runtime.telemetry.metrics import Instruments
-from paceline_runtime.telemetry.names import PLAN_DURATION, PLANS, PREEMPTIONS, SCHEDULER_REQUESTS
+from paceline_runtime.telemetry.names import (
+    PLAN_DURATION,
+    PLANS,
+    PREEMPTIONS,
+    RESUMPTIONS,
+    SCHEDULER_REQUESTS,
+    SHED,
+    Metric,
+)
+from paceline_scheduler.shedding import SHED_PREFIX
 from paceline_scheduler.state import SchedulerState
 
 _STATES = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED, RunState.EVICTED)
 PREEMPTED = "preempted_"
 """Prefix of the counts of `SchedulerState.counts` that are preemptions, by what the attempt was taken to."""
+RESUMED = "resumed_"
+"""Prefix of those that are returns into the run set, by where the attempt was."""
+_TOLD: Mapping[str, Metric] = {PREEMPTED: PREEMPTIONS, RESUMED: RESUMPTIONS, SHED_PREFIX: SHED}
+
+
+def counted(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    """The counts of one kind, by the rest of their name."""
+    return {
+        name.removeprefix(prefix): count
+        for name, count in counts.items()
+        if name.startswith(prefix) and count
+    }
 
 
 class SchedulerMetrics:
@@ -31,12 +52,12 @@ class SchedulerMetrics:
 
     def flush(self) -> None:
         """Tell what was counted since the last call."""
-        for name, count in self._state.counts.items():
-            if name.startswith(PREEMPTED) and count > self._told[name]:
-                self._instruments.add(
-                    PREEMPTIONS, count - self._told[name], reason=name.removeprefix(PREEMPTED)
-                )
-                self._told[name] = count
+        for prefix, metric in _TOLD.items():
+            for reason, count in counted(self._state.counts, prefix).items():
+                name = prefix + reason
+                if count > self._told[name]:
+                    self._instruments.add(metric, count - self._told[name], reason=reason)
+                    self._told[name] = count
 
     def _requests(self) -> Iterable[tuple[float, Mapping[str, str]]]:
         """Rows by state. Read from another thread: a count may be a moment old."""

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,8 +74,9 @@ class Planner:
         if 0 < self.record.plan.valid_for_steps <= self._steps:
             self._state.mark_dirty()
 
-    def plan(self) -> executor_pb2.Plan | None:
-        """Plan now. None when the executor's plan says the same already."""
+    def plan(self, shed: Callable[[BatchView, IntArray, float], None]) -> executor_pb2.Plan | None:
+        """Plan now. None when the executor's plan says the same already. `shed(view, rows, now_ms)` is told what the
+        plan gives up."""
         began = time.perf_counter()
         state = self._state
         table = state.table
@@ -94,7 +96,7 @@ class Planner:
         if isolated is None:
             decision = decide(self._policy, view, now, length)
         else:
-            decision = settle(view, _alone(view, isolated), length)
+            decision = settle(view, _alone(view, isolated), now, length)
         chosen, order = decision.chosen, decision.order
         plan = executor_pb2.Plan(
             attempt_keys=[table.at(row).key for row in rows[order].tolist()],
@@ -114,6 +116,7 @@ class Planner:
             head = plan.attempt_keys[: plan.max_batch or view.capacity.max_batch]
             self._heads.append((plan.plan_id, frozenset(head)))
         self.record = self._explained(chosen, view, order, plan, (time.perf_counter() - began) * 1000)
+        shed(view, decision.shed, now)
         return plan if changed else None
 
     def _isolated(self, view: BatchView) -> int | None:

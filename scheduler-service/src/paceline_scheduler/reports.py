@@ -14,7 +14,7 @@ from paceline_core.batch.table import LiveTable
 from paceline_core.batch.view import IntArray
 from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
-from paceline_scheduler.metrics import PREEMPTED
+from paceline_scheduler.metrics import PREEMPTED, RESUMED
 from paceline_scheduler.planner import Planner
 from paceline_scheduler.state import SchedulerState
 from paceline_scheduler.wire import run_state
@@ -213,10 +213,14 @@ class Reports:
         row = attempt.row
         if stands is RunState.RUNNING:
             table.started[row] = True
-        if table.state[row] != stands:
-            limit = table.token_limit[row]
-            if table.state[row] == RunState.RUNNING and not 0 < limit <= table.generated[row]:
+        before = RunState(int(table.state[row]))
+        if before is not stands:
+            out_of_credit = 0 < table.token_limit[row] <= table.generated[row]
+            stopped = before is RunState.RUNNING and not out_of_credit
+            if stopped or (before is RunState.PAUSED and stands is RunState.EVICTED):
                 self._state.counts[PREEMPTED + stands.name.lower()] += 1
+            elif before in (RunState.PAUSED, RunState.EVICTED) and stands is RunState.RUNNING:
+                self._state.counts[RESUMED + before.name.lower()] += 1
             table.state[row] = stands
             attempt.note(now_ms - table.arrival_ms[row], stands.name.lower())
 

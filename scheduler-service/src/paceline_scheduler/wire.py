@@ -13,6 +13,7 @@ from paceline_core.engine_model import EngineModel
 from paceline_core.slo import OnMiss, Slo, SloClass
 
 _PRIOR_MEAN_TOKENS = 256.0
+_MIDDLE = 0.5
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -65,6 +66,18 @@ def cdf_from(estimate: estimate_pb2.LengthEstimate) -> NDArray[np.float64]:
         except ValueError:
             return PRIOR_CDF
     return PRIOR_CDF
+
+
+def rest_tokens_from(forecast: estimate_pb2.TaskForecast) -> float:
+    """Output tokens that a task needs along its critical path after the current stage, by the median of its forecast;
+    0 when the forecast is empty or not sound."""
+    levels, tokens = list(forecast.quantiles), list(forecast.critical_path_tokens)
+    if not levels or len(levels) != len(tokens) or sorted(levels) != levels:
+        return 0.0
+    path = float(np.interp(_MIDDLE, levels, tokens))
+    later = 1.0 - forecast.stage_shares[0] if forecast.stage_shares else 0.0
+    rest = path * later
+    return rest if math.isfinite(rest) and rest > 0 else 0.0
 
 
 def _prior() -> NDArray[np.float64]:

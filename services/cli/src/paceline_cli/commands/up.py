@@ -21,6 +21,7 @@ from paceline_cli.stack.statefile import StateDir
 from paceline_cli.stack.supervisor import Supervisor
 from paceline_cli.stack.table import picture
 from paceline_cli.target import DEFAULT_STATE_DIR, StateDirOption
+from paceline_scheduler.config import DEFAULT_POLICY, LIVE_POLICIES
 
 _REFRESH_S = 1.0
 _DOWN_TIMEOUT_S = 60.0
@@ -37,6 +38,9 @@ def up(
     model: Annotated[
         str | None,
         typer.Option(help="`tiny` (a random test model), or a GGUF file. Default: SmolLM2 135M Instruct."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help=f"Batch policy: {', '.join(LIVE_POLICIES)}. Default: {DEFAULT_POLICY}.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port of the gateway. Default: 8080.")] = None,
     sets: Annotated[
@@ -57,7 +61,7 @@ def up(
 
       paceline up --engines 1 --port 9000
 
-      paceline up --backend simulated --engines 8 --set scheduler.policy=edf
+      paceline up --backend simulated --engines 8 --policy edf
     """
     overrides = list(sets or ())
     if engines is not None:
@@ -66,6 +70,8 @@ def up(
         overrides.append(f"executor.backend={backend}")
     if model is not None:
         overrides.append(f"executor.model_path={model if model == 'tiny' else Path(model).resolve()}")
+    if policy is not None:
+        overrides.append(f"scheduler.policy={policy}")
     if port is not None:
         overrides.append(f"up.gateway_port={port}")
     plan = StackPlan(state_dir, config, overrides=tuple(overrides))

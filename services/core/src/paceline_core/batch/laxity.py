@@ -6,8 +6,9 @@ No forward model: each request is taken to get one token per step from now on, a
 import numpy as np
 
 from paceline_core import lengths
+from paceline_core.batch.plan import STEP_SLACK, UNTIL_EVENT
 from paceline_core.batch.state import RunState
-from paceline_core.batch.view import BatchView, BoolArray, FloatArray
+from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
 from paceline_core.slo import SloClass
 
 
@@ -18,21 +19,46 @@ def step_now_ms(view: BatchView) -> float:
     return max(view.model.decode_ms(batch, float(view.context_tokens()[decoding].sum())), 1e-3)
 
 
+def steps_within(view: BatchView, head: IntArray, prefill_tokens: int, time_ms: float) -> int:
+    """Whole steps of the batch `head` (rows) that end within `time_ms`, each with up to `prefill_tokens` of prefill, even
+    if they take STEP_SLACK times what the model says; at least 1. While nothing is known of step times: 1."""
+    if not view.model.known or not len(head):
+        return 1
+    if not np.isfinite(time_ms):
+        return UNTIL_EVENT
+    prefill = min(float(view.prefill_left()[head].sum()), float(prefill_tokens))
+    context = float(view.context_tokens()[head].sum())
+    step_ms = STEP_SLACK * view.model.step_ms(len(head), context, prefill, view.capacity.max_context_tokens)
+    return int(min(max(1.0, time_ms / max(step_ms, 1e-3)), UNTIL_EVENT))
+
+
 def time_left_ms(view: BatchView, now_ms: float) -> FloatArray:
     """[N] Until the next token is due (latency) or the last one (deadline, task); infinite for best effort."""
     latency = view.slo_class == SloClass.LATENCY
     due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
-    due = np.where(np.isfinite(view.call_due_ms), view.call_due_ms, due)
+    due = np.minimum(np.minimum(due, view.call_due_ms), view.task_due_ms)
     due = np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due)
     return np.asarray(due - now_ms)
 
 
 def out_of_reach(view: BatchView, now_ms: float) -> BoolArray:
     """[N] True where the target is missed whatever comes: the next token is late already (latency), or the deadline is
-    past. A task's deadline counts from its first call, so it is past when it would be for this call."""
+    past: that of the task, for its calls, which counts from the first of them."""
     latency = view.slo_class == SloClass.LATENCY
     due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
+    due = np.minimum(due, view.task_due_ms)
     return np.asarray((due < now_ms) & (view.slo_class != SloClass.BEST_EFFORT))
+
+
+def attainable_ms(view: BatchView, now_ms: float) -> FloatArray:
+    """[N] The budget from its arrival that each request would meet if it ran in every step from now on, in a batch as
+    full as it gets: until the next token (latency), the last one (by the mean of its estimate), or its task's end."""
+    capacity = view.capacity
+    batch = max(1, min(len(view), capacity.max_batch))
+    context = float(view.context_tokens().mean()) if len(view) else 0.0
+    step = view.model.decode_ms(batch, batch * context)
+    tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, view.mean_left() + view.task_rest_tokens)
+    return np.asarray(now_ms - view.arrival_ms + _prefill_ms(view) + tokens * step)
 
 
 def laxity_ms(view: BatchView, now_ms: float, remaining: FloatArray) -> FloatArray:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paceline_core.batch.laxity import out_of_reach
 from paceline_core.batch.plan import UNLIMITED_TOKENS, UNTIL_EVENT, BatchPlan
 from paceline_core.batch.policy import BatchPolicy
 from paceline_core.batch.pressure import fit
@@ -21,7 +22,7 @@ class Decision:
     evict: IntArray
     """[E] Rows whose KV is dropped: the policy's choice, and what must go so that the head of `order` has room."""
     shed: IntArray
-    """[S] Rows given up for good."""
+    """[S] Rows given up for good: the policy's choice, and those that asked for it and have missed their target."""
     max_batch: int
     """Most sequences decoded in one step; 0: the engine's limit."""
     prefill_budget_tokens: int
@@ -32,17 +33,24 @@ class Decision:
 
 def decide(policy: BatchPolicy, view: BatchView, now_ms: float, plan_length: int) -> Decision:
     """What to run until further notice, at most `plan_length` requests of it listed."""
-    return settle(view, policy.plan(view, now_ms), plan_length)
+    return settle(view, policy.plan(view, now_ms), now_ms, plan_length)
 
 
-def settle(view: BatchView, chosen: BatchPlan, plan_length: int) -> Decision:
-    """Cut a plan to what fits."""
-    fitting = fit(view, chosen.order, chosen.max_batch)
+def settle(view: BatchView, chosen: BatchPlan, now_ms: float, plan_length: int) -> Decision:
+    """Cut a plan to what fits, and leave out what has missed its target and asked for an end then, whatever the
+    policy thinks of it: a policy that never sheds must not break that promise."""
+    order, shed = chosen.order, chosen.shed
+    if view.drops.any():
+        missed = view.drops & out_of_reach(view, now_ms)
+        if missed.any():
+            shed = np.union1d(shed, np.flatnonzero(missed))
+            order = order[~missed[order]]
+    fitting = fit(view, order, chosen.max_batch)
     return Decision(
         chosen=chosen,
         order=fitting.order[:plan_length],
         evict=np.union1d(chosen.evict, fitting.evict),
-        shed=chosen.shed,
+        shed=shed,
         max_batch=chosen.max_batch,
         prefill_budget_tokens=min(chosen.prefill_budget_tokens, UNLIMITED_TOKENS),
         valid_for_steps=min(chosen.valid_for_steps, fitting.valid_for_steps, UNTIL_EVENT),

@@ -121,7 +121,9 @@ PLACE_DURATION = _histogram("place_duration", "s", _STEP_S, "Time of one placeme
 # Scheduler
 PLAN_DURATION = _histogram("plan_duration", "s", _STEP_S, "Time of one plan", POLICY)
 PLANS = _counter("plans", "Plans sent", POLICY, REASON)
-PREEMPTIONS = _counter("preemptions", "Requests taken out of the run set", REASON)
+PREEMPTIONS = _counter("preemptions", "Requests taken out of the run set, by where they went", REASON)
+RESUMPTIONS = _counter("resumptions", "Requests back in the run set, by where they came from", REASON)
+SHED = _counter("requests_shed", "Requests given up because their objective was out of reach", REASON)
 SCHEDULER_REQUESTS = _gauge("scheduler_requests", "Requests in the engine's table", ENGINE, STATE)
 
 # Executor

@@ -479,6 +479,7 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    ATTAINABLE_MS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """UPPER_SNAKE reason, as in google.rpc.ErrorInfo: ENGINE_LOST, CONTEXT_LENGTH_EXCEEDED, ..."""
     message: _builtins.str
@@ -487,6 +488,11 @@ class Failure(_message.Message):
     """True if the same request may succeed later."""
     retry_after_ms: _builtins.float
     """When to try again, milliseconds; 0: not said."""
+    attainable_ms: _builtins.float
+    """With SLO_UNATTAINABLE: the budget that could have been met, as estimated when it was given up, milliseconds from the
+    arrival of the request at the router: to its next token (latency), to its last one (deadline), to the end of its task
+    (task); 0: not known.
+    """
     def __init__(
         self,
         *,
@@ -494,10 +500,11 @@ class Failure(_message.Message):
         message: _builtins.str = ...,
         retryable: _builtins.bool = ...,
         retry_after_ms: _builtins.float = ...,
+        attainable_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainable_ms", b"attainable_ms", "message", b"message", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -207,10 +207,11 @@ class Submit(_message.Message):
     MAX_WAIT_MS_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     PREFIX_HASHES_FIELD_NUMBER: _builtins.int
+    TASK_LEFT_MS_FIELD_NUMBER: _builtins.int
     elapsed_ms: _builtins.float
     """Time since the request arrived at the router, milliseconds."""
     task_call_budget_ms: _builtins.float
-    """Budget left for this call, from the forecast of its task, milliseconds; 0: none."""
+    """Time left for this call: until its stage has to end, by the forecast of its task, milliseconds; 0: none."""
     tenant: _builtins.str
     """Tenant, for fairness."""
     priority: _builtins.int
@@ -223,6 +224,8 @@ class Submit(_message.Message):
     """Longest wait before it first runs, milliseconds; then EXPIRED; 0: none."""
     context: _builtins.bytes
     """Kept unread and handed back in HelloAck: what the router needs to take over."""
+    task_left_ms: _builtins.float
+    """Time left of the whole task's budget, milliseconds; negative once it is over; 0: not said."""
     @_builtins.property
     def spec(self) -> _attempt_pb2.AttemptSpec:
         """What to run."""
@@ -259,10 +262,11 @@ class Submit(_message.Message):
         max_wait_ms: _builtins.float = ...,
         context: _builtins.bytes = ...,
         prefix_hashes: _abc.Iterable[_builtins.int] | None = ...,
+        task_left_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "slo", b"slo", "spec", b"spec", "task_forecast", b"task_forecast"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "elapsed_ms", b"elapsed_ms", "estimate", b"estimate", "isolate_until_index", b"isolate_until_index", "max_wait_ms", b"max_wait_ms", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "slo", b"slo", "spec", b"spec", "task_call_budget_ms", b"task_call_budget_ms", "task_forecast", b"task_forecast", "tenant", b"tenant", "token_limit", b"token_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "elapsed_ms", b"elapsed_ms", "estimate", b"estimate", "isolate_until_index", b"isolate_until_index", "max_wait_ms", b"max_wait_ms", "prefix_hashes", b"prefix_hashes", "priority", b"priority", "slo", b"slo", "spec", b"spec", "task_call_budget_ms", b"task_call_budget_ms", "task_forecast", b"task_forecast", "task_left_ms", b"task_left_ms", "tenant", b"tenant", "token_limit", b"token_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,10 +314,13 @@ class Reestimate(_message.Message):
     ESTIMATE_FIELD_NUMBER: _builtins.int
     TASK_FORECAST_FIELD_NUMBER: _builtins.int
     TASK_CALL_BUDGET_MS_FIELD_NUMBER: _builtins.int
+    TASK_LEFT_MS_FIELD_NUMBER: _builtins.int
     attempt_key: _builtins.int
     """The attempt."""
     task_call_budget_ms: _builtins.float
-    """Budget left for this call, milliseconds; 0: unchanged."""
+    """Time left for this call, milliseconds; 0: unchanged."""
+    task_left_ms: _builtins.float
+    """Time left of the whole task's budget, milliseconds; negative once it is over; 0: unchanged."""
     @_builtins.property
     def estimate(self) -> _estimate_pb2.LengthEstimate:
         """Its output length."""
@@ -329,10 +336,11 @@ class Reestimate(_message.Message):
         estimate: _estimate_pb2.LengthEstimate | None = ...,
         task_forecast: _estimate_pb2.TaskForecast | None = ...,
         task_call_budget_ms: _builtins.float = ...,
+        task_left_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "task_forecast", b"task_forecast"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_key", b"attempt_key", "estimate", b"estimate", "task_call_budget_ms", b"task_call_budget_ms", "task_forecast", b"task_forecast"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_key", b"attempt_key", "estimate", b"estimate", "task_call_budget_ms", b"task_call_budget_ms", "task_forecast", b"task_forecast", "task_left_ms", b"task_left_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -864,6 +872,66 @@ class GetPlanResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ShedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class PreemptedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ResumedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PLAN_ID_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
@@ -871,6 +939,9 @@ class GetPlanResponse(_message.Message):
     PREFILL_BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
     VALID_FOR_STEPS_FIELD_NUMBER: _builtins.int
     PLAN_MS_FIELD_NUMBER: _builtins.int
+    SHED_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.int
     """Identity of the plan."""
     policy: _builtins.str
@@ -887,6 +958,20 @@ class GetPlanResponse(_message.Message):
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedAttempt]:
         """Entries in order."""
 
+    @_builtins.property
+    def shed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Attempts given up since the start because their objective was out of reach, by cause: missed (the target is past),
+        hopeless (the policy does not expect to meet it).
+        """
+
+    @_builtins.property
+    def preempted(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Times an attempt was taken out of the run set since the start, by where it went: paused (KV kept), evicted (KV gone)."""
+
+    @_builtins.property
+    def resumed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Times an attempt came back into the run set since the start, by where it came from."""
+
     def __init__(
         self,
         *,
@@ -897,10 +982,13 @@ class GetPlanResponse(_message.Message):
         prefill_budget_tokens: _builtins.int = ...,
         valid_for_steps: _builtins.int = ...,
         plan_ms: _builtins.float = ...,
+        shed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        preempted: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        resumed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "max_batch", b"max_batch", "plan_id", b"plan_id", "plan_ms", b"plan_ms", "policy", b"policy", "prefill_budget_tokens", b"prefill_budget_tokens", "valid_for_steps", b"valid_for_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "max_batch", b"max_batch", "plan_id", b"plan_id", "plan_ms", b"plan_ms", "policy", b"policy", "preempted", b"preempted", "prefill_budget_tokens", b"prefill_budget_tokens", "resumed", b"resumed", "shed", b"shed", "valid_for_steps", b"valid_for_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
