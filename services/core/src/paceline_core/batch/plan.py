@@ -13,6 +13,8 @@ UNLIMITED_TOKENS: Final = 2**31 - 1
 """A prefill budget that no step can use up."""
 UNTIL_EVENT: Final = 1_000_000
 """`valid_for_steps` of a plan that only an event can change."""
+STEP_SLACK: Final = 1.5
+"""A plan that depends on the time holds as long as steps take at most so many times what the view's model says."""
 
 
 class PlanReason(StrEnum):
@@ -21,11 +23,23 @@ class PlanReason(StrEnum):
     ARRIVAL = "arrival"
     DEADLINE = "deadline"
     NO_DEADLINE = "no_deadline"
+    ATTAINED = "least_attained_service"
+    SHORTEST = "shortest"
+    LAXITY = "least_laxity"
+    GOODPUT = "goodput_per_time"
+    IN_FRAME = "runs_to_frame_end"
+    ADMITTED = "admitted"
+    UNATTAINABLE = "unattainable"
     ISOLATED = "isolated"
     CREDIT = "waits_for_credit"
     BEHIND_ISOLATED = "waits_for_isolated"
     NO_KV_ROOM = "waits_for_kv"
     BEYOND_LIST = "beyond_list"
+    URGENT = "urgent"
+    WANTED = "wanted"
+    SPARE = "spare"
+    AHEAD = "ahead_of_timeline"
+    HOPELESS = "hopeless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +63,5 @@ class BatchPlan:
     ask for it (`BatchView.drops`) or that have had no work done."""
     valid_for_steps: int = UNTIL_EVENT
     """Steps for which planning again without an event gives the same plan; at least 1. Events: arrival, acceptance,
-    end, cancel, credit given or used up, a new estimate, the end of a prefill."""
+    end, cancel, credit given or used up, a new estimate, the end of a prefill, steps slower than STEP_SLACK times the
+    model."""

@@ -2,19 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
 from paceline_core.batch.edf import Edf
 from paceline_core.batch.fcfs import Fcfs
+from paceline_core.batch.pace.policy import Oracle, Pace
 from paceline_core.batch.policy import BatchPolicy
 from paceline_core.batch.sarathi import Sarathi
 
-POLICIES: Mapping[str, type[Fcfs] | type[Sarathi] | type[Edf]] = {
-    "fcfs": Fcfs,
-    "sarathi": Sarathi,
-    "edf": Edf,
-}
-"""Every entry is a dataclass whose fields are the parameters of the policy, typed and with defaults."""
+_CLASSES: Final[tuple[type[Any], ...]] = (
+    Fcfs,
+    Sarathi,
+    Edf,
+    Pace,
+    Oracle,
+)
+
+POLICIES: Final[Mapping[str, type[Any]]] = {cls.name: cls for cls in _CLASSES}
+"""Every entry is a dataclass with a class variable `name`, whose fields are the parameters of the policy, typed and
+with defaults."""
 
 ParamValue = float | int | str | bool
 
@@ -32,8 +38,7 @@ def make_policy(name: str, params: Mapping[str, ParamValue] | None = None) -> Ba
                 f"policy {name!r} has no parameter {key!r}; known: {', '.join(sorted(known)) or 'none'}"
             )
         values[key] = _checked(name, key, value, known[key])
-    made: Any = cls
-    policy: BatchPolicy = made(**values)
+    policy: BatchPolicy = cls(**values)
     return policy
 
 

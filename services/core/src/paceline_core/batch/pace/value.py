@@ -1,0 +1,108 @@
+"""What serving a request is worth per millisecond of engine time, and its chance to be in time.
+
+Token goodput and request goodput are added up in tokens: a request that meets its target is worth its tokens and
+`Worth.request_tokens` more, a task `Worth.task_tokens` more. A stream earns token by token; what it has earned is no
+reason to go on with it, while a deadline or a task earns everything at its end.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from paceline_core.batch.pace.needs import Needs, Pace
+from paceline_core.batch.view import BatchView, FloatArray, IntArray
+from paceline_core.lengths import OPEN_EDGE
+
+_MOST_TOKENS: Final = int(OPEN_EDGE)
+_PRIORITY_FACTOR: Final = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """The exchange between tokens and requests."""
+
+    request_tokens: float
+    task_tokens: float
+    fair_tokens: float
+    """How far ahead of its share a tenant's density is halved; 0: tenants are not told apart."""
+
+
+def tokens_possible(needs: Needs, pace: Pace) -> FloatArray:
+    """[M] Output tokens of this call that can be out when the target's time is over, in every step from now on; what
+    the task needs afterwards is left room for."""
+    room = needs.end_ms - needs.prefill_ms - needs.rest_tokens * pace.step_ms
+    return np.asarray(np.clip(room / pace.step_ms, 0.0, _MOST_TOKENS))
+
+
+def rough_chance(needs: Needs, possible: FloatArray) -> FloatArray:
+    """[M] As `chance`, of the mean alone: cheap enough for every live request."""
+    reach = np.minimum(possible / needs.tokens, 1.0)
+    return np.asarray(np.where(needs.bounded, reach * reach, 1.0))
+
+
+def chance(view: BatchView, needs: Needs, possible: FloatArray) -> FloatArray:
+    """[M] P(meet), from the length distribution, for deadlines and tasks; 1 for others."""
+    rows = needs.row
+    p = view.lengths.p_within(view.row_id[rows], view.generated[rows], possible.astype(np.int64))
+    return np.asarray(np.where(needs.bounded, np.where(possible < 1.0, 0.0, p), 1.0))
+
+
+def tokens_in_time(needs: Needs, pace: Pace) -> FloatArray:
+    """[M] Expected tokens of a stream that can still be in time: one that is late catches up at the speed of the steps.
+    All its tokens for others."""
+    late_ms = np.maximum(needs.prefill_ms + pace.step_ms - needs.next_ms, 0.0)
+    gain_ms = np.maximum(needs.tbt_ms - pace.step_ms, 1e-3)
+    return np.asarray(np.where(needs.stream, np.maximum(needs.tokens - late_ms / gain_ms, 0.0), needs.tokens))
+
+
+def density(
+    view: BatchView, needs: Needs, pace: Pace, worth: Worth, p_meet: FloatArray, calls: "TaskCalls"
+) -> FloatArray:
+    """[M] Expected tokens' worth per millisecond of engine time; 0 for best effort."""
+    rows = needs.row
+    prompt = view.prompt_tokens[rows]
+    generated = view.generated[rows]
+    in_time = tokens_in_time(needs, pace)
+    clean = (view.late_tokens[rows] == 0) & (in_time >= needs.tokens)
+    of_stream = in_time + np.where(clean, worth.request_tokens + np.where(generated == 0, prompt, 0), 0.0)
+    whole = prompt + generated + needs.tokens
+    of_bounded = p_meet * np.where(
+        needs.task,
+        calls.sum_of(whole) + needs.rest_tokens + worth.task_tokens,
+        whole + worth.request_tokens,
+    )
+    value = np.where(needs.stream, of_stream, np.where(needs.bounded, of_bounded, 0.0))
+    cost = calls.sum_of(needs.cost_ms) + needs.rest_tokens * pace.slot_ms
+    value *= _favour(view, rows, worth)
+    return np.asarray(value / np.maximum(cost, pace.slot_ms))
+
+
+def _favour(view: BatchView, rows: IntArray, worth: Worth) -> FloatArray:
+    """[M] Priority, and the tenant's account: who is ahead of its share counts for less, who is behind for more."""
+    favour = np.power(_PRIORITY_FACTOR, view.priority[rows])
+    if worth.fair_tokens > 0:
+        favour = favour * np.exp2(np.clip(view.tenant_lag_tokens[rows] / worth.fair_tokens, -6.0, 2.0))
+    return np.asarray(favour)
+
+
+class TaskCalls:
+    """The calls of one task that are live together: they are weighed as one."""
+
+    def __init__(self, view: BatchView, needs: Needs) -> None:
+        task = view.task[needs.row]
+        self._of_task = needs.task & (task >= 0)
+        self._place = np.where(self._of_task, task, 0)
+
+    def take(self, keep: IntArray) -> "TaskCalls":
+        """Those of the kept rows [K]: sums are then over what is kept, as a task's rows are mostly kept together."""
+        made = object.__new__(TaskCalls)
+        made._of_task, made._place = self._of_task[keep], self._place[keep]
+        return made
+
+    def sum_of(self, column: FloatArray) -> FloatArray:
+        """[M] Sum over the task for calls of tasks; the column itself for others."""
+        if not self._of_task.any():
+            return column
+        total = np.bincount(self._place, weights=np.where(self._of_task, column, 0.0))
+        return np.asarray(np.where(self._of_task, total[self._place], column))
