@@ -20,7 +20,7 @@ def step_now_ms(view: BatchView) -> float:
 
 
 def steps_within(view: BatchView, head: IntArray, prefill_tokens: int, time_ms: float) -> int:
-    """Whole steps of the batch `head` (rows) that end within `time_ms`, each with up to `prefill_tokens` of prefill, even
+    """Whole steps of the batch `head` (rows) within `time_ms`, each with up to `prefill_tokens` of prefill, even
     if they take STEP_SLACK times what the model says; at least 1. While nothing is known of step times: 1."""
     if not view.model.known or not len(head):
         return 1
