@@ -14,6 +14,7 @@ from paceline_cli.commands import (
     evaluate,
     lengths,
     live,
+    replay,
     request,
     status,
     train,
@@ -38,6 +39,7 @@ app.command()(drain.drain)
 app.command()(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.command()(live.live)
+app.command()(replay.replay)
 app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.add_typer(lengths.app, name="lengths")

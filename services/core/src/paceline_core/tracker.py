@@ -96,6 +96,34 @@ class SloTracker:
         self._timeline[slots] = lines
         return fresh
 
+    def tokens_run(self, slots: IntArray, first_indices: IntArray, times_ms: FloatArray) -> IntArray:
+        """One token of each of `slots` [M] (distinct) at each of `times_ms` [k >= 1], ascending, from `first_indices`
+        [M] on: `tokens`, for k steps of an unchanged run set at once.
+
+        Returns the slots whose first token here this was.
+        """
+        lines = self._timeline[slots]
+        arrival, last = lines[:, _ARRIVAL], lines[:, _LAST]
+        first_due, tbt = lines[:, _FIRST_DUE], lines[:, _TBT]
+        paced = tbt > 0
+        in_time = np.searchsorted(times_ms, arrival + first_due, side="right")
+        if paced.any():
+            rows = np.flatnonzero(paced)
+            base = first_due[rows] + first_indices[rows] * tbt[rows] + arrival[rows]
+            due = base[:, None] + np.arange(len(times_ms)) * tbt[rows, None]
+            in_time[rows] = (times_ms <= due).sum(axis=1)
+        gap = np.fmax(lines[:, _GAP], times_ms[0] - arrival - last)
+        if len(times_ms) > 1:
+            gap = np.maximum(gap, np.diff(times_ms).max())
+        started = np.isnan(last)
+        lines[:, _IN_TIME] += in_time
+        lines[:, _TOKENS] += len(times_ms)
+        lines[:, _GAP] = gap
+        lines[:, _LAST] = times_ms[-1] - arrival
+        lines[started, _FIRST] = times_ms[0] - arrival[started]
+        self._timeline[slots] = lines
+        return slots[started]
+
     def late_tokens(self, slots: IntArray) -> IntArray:
         """[M] Tokens of `slots` so far that were late by their own timeline."""
         return np.asarray(self._timeline[slots, _TOKENS] - self._timeline[slots, _IN_TIME], dtype=np.int64)

@@ -1,0 +1,187 @@
+"""One cell of a replay: a policy, a load, a batch limit and a seed, simulated and scored."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from paceline_core.batch import registry as batch_policies
+from paceline_core.batch.policy import EstimateUse
+from paceline_core.placement.policy import PlacementPolicy
+from paceline_lab.live.report import totals
+from paceline_lab.sim.engine_spec import EngineSpec
+from paceline_lab.sim.estimates import LengthSpec, estimates_for
+from paceline_lab.sim.knowledge import Knowledge, learn
+from paceline_lab.sim.score import Window, score
+from paceline_lab.sim.simulator import Setting, simulate
+from paceline_lab.workloads.registry import make_workload
+from paceline_lab.workloads.trace import Workload
+
+TRAINING_SEED: Final = 770_001
+"""Of the split that predictors and forecasts learn from; no run has it."""
+_TRAINING_JOBS: Final = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """A workload but for its rate, length and seed."""
+
+    name: str = "jitserve-mix"
+    cv: float = 1.0
+    slo_scale: float = 1.0
+    mix: tuple[tuple[str, float], ...] = ()
+    data: str = ""
+
+    def make(self, rate_per_s: float, duration_s: float, seed: int) -> Workload:
+        """The workload. Raises UnknownWorkloadError and ValueError."""
+        return make_workload(
+            self.name,
+            rate_per_s=rate_per_s,
+            duration_s=duration_s,
+            seed=seed,
+            cv=self.cv,
+            slo_scale=self.slo_scale,
+            mix=dict(self.mix) or None,
+            data=Path(self.data) if self.data else None,
+        )
+
+    def training(self) -> Workload:
+        """What was known before: jobs of another seed, enough of them."""
+        return self.make(1.0, float(_TRAINING_JOBS), TRAINING_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class Periods:
+    """What is simulated, seconds: jobs arrive all the time; those of the window are scored."""
+
+    warmup_s: float
+    window_s: float
+    grace_s: float
+
+    @property
+    def duration_s(self) -> float:
+        """All of it."""
+        return self.warmup_s + self.window_s + self.grace_s
+
+    @property
+    def window(self) -> Window:
+        """The scored part."""
+        return Window(self.warmup_s * 1e3, (self.warmup_s + self.window_s) * 1e3)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run. `load`: a multiple of the knee, NaN where the rate was given."""
+
+    policy: str
+    seed: int
+    rate_per_s: float
+    load: float
+    workload: WorkloadSpec
+    engines: tuple[EngineSpec, ...]
+    periods: Periods
+    lengths: LengthSpec = field(default_factory=LengthSpec)
+    placement: str = ""
+    params: tuple[tuple[str, float | int | str | bool], ...] = ()
+    """Parameters of the batch policy."""
+
+    @property
+    def max_batch(self) -> int:
+        """Of the first engine."""
+        return self.engines[0].max_batch
+
+
+@lru_cache(maxsize=4)
+def knowledge_of(workload: WorkloadSpec) -> Knowledge:
+    """What a training split teaches; learned once per process."""
+    return learn(workload.training())
+
+
+@lru_cache(maxsize=4)
+def _workload(spec: WorkloadSpec, rate_per_s: float, duration_s: float, seed: int) -> Workload:
+    return spec.make(rate_per_s, duration_s, seed)
+
+
+def longest_budget_s(workload: WorkloadSpec) -> float:
+    """The longest objective, of a whole task too, that all but one in a hundred jobs of the workload stay within."""
+    budgets = sorted(max(job.slo.e2e_ms, job.slo.ttft_ms) for job in workload.training().jobs)
+    return budgets[int(0.99 * (len(budgets) - 1))] / 1e3
+
+
+def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
+    """Simulate and score; a flat row of figures, as JSON takes it (what is not finite is None)."""
+    workload = _workload(cell.workload, cell.rate_per_s, cell.periods.duration_s, cell.seed)
+    knowledge = knowledge_of(cell.workload)
+
+    def policy() -> Any:
+        return batch_policies.make_policy(cell.policy, dict(cell.params))
+
+    use: EstimateUse = policy().estimates
+    setting = Setting(
+        workload=workload,
+        engines=cell.engines,
+        policy=policy,
+        estimates=estimates_for(workload, knowledge, cell.lengths, use, cell.seed),
+        knowledge=knowledge,
+        placement=_placement(cell.placement),
+        end_ms=cell.periods.duration_s * 1e3,
+    )
+    began = time.perf_counter()
+    result = simulate(setting, on_progress)
+    wall_s = time.perf_counter() - began
+    scored = score(result, cell.periods.window)
+    total = totals(scored.classes)
+    row = {
+        "policy": cell.policy,
+        "seed": cell.seed,
+        "load": cell.load,
+        "rate_per_s": cell.rate_per_s,
+        "max_batch": cell.max_batch,
+        **total,
+        "preemptions_per_call": scored.preemptions_per_call,
+        "recomputed_tokens": scored.recomputed_tokens,
+        "shed": scored.shed,
+        "cancelled": scored.cancelled,
+        "starvation_ms": scored.starvation_ms,
+        "tenant_min_share": scored.fairness.min_share,
+        "tenant_jain": scored.fairness.jain,
+        "output_tokens_per_s": scored.output_tokens_per_s,
+        "busy_share": sum(engine.busy_ms for engine in result.engines)
+        / len(result.engines)
+        / max(result.now_ms, 1.0),
+        "classes": {
+            kind.slo_class.name.lower(): {
+                **asdict(kind),
+                "slo_class": kind.slo_class.name.lower(),
+                "attainment": kind.attainment,
+            }
+            for kind in scored.classes
+        },
+        "calls": workload.calls,
+        "events": result.events,
+        "steps": sum(engine.steps for engine in result.engines),
+        "plans": sum(engine.plans for engine in result.engines),
+        "simulated_s": result.now_ms / 1e3,
+        "wall_s": wall_s,
+    }
+    finite: dict[str, Any] = _finite(row)
+    return finite
+
+
+def _placement(name: str) -> PlacementPolicy | None:
+    if not name:
+        return None
+    from paceline_core.placement.registry import make_policy
+
+    return make_policy(name)
+
+
+def _finite(value: Mapping[str, Any] | Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value
