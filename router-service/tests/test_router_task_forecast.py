@@ -283,3 +283,44 @@ async def test_a_real_predictor_forecasts_and_hears_of_whole_tasks(line, spec):
                 await asyncio.sleep(0.05)
         await session.cancel(other)
         await session.ended(other)
+
+
+async def test_the_time_of_a_task_is_dealt_out_again_at_each_event(line, spec, fake):
+    """Calls of a stage get its deadline, all of them at each arrival and each end."""
+    scheduler = await line.engine("e0", time_scale=1.0)
+    table = scheduler.loop.state.table
+    router = await make_router(line, fake)
+    session = await router.session()
+    other = await session.submit(spec(tokens=4000))  # so that calls wait for what they ask
+    await session.until(lambda: other.count > 0)
+
+    def row(request_id):
+        return next(a.row for a in table if a.request_id == request_id)
+
+    def share_left(request_id):
+        """Of the task's time, what the call has."""
+        now = scheduler.loop.state.now_ms()
+        at = row(request_id)
+        return (table.call_due_ms[at] - now) / (table.task_due_ms[at] - now)
+
+    calls = {}
+    fake.answer = forecast(stage_shares=[0.5, 0.5])
+    for name in ("a", "b"):
+        calls[name] = await session.submit(spec(tokens=4000, slo=task_slo(), request_id=name))
+        await session.until(lambda name=name: calls[name].accepted is not None)
+    assert share_left("a") == pytest.approx(0.5, abs=0.1)
+    assert share_left("b") == pytest.approx(0.5, abs=0.1)
+    assert table.task_rest_tokens[row("a")] == pytest.approx(100)
+    assert table.task_due_ms[row("a")] == pytest.approx(table.task_due_ms[row("b")], abs=2000)
+    fake.answer = forecast(stage_shares=[0.8, 0.2])
+    calls["c"] = await session.submit(spec(tokens=4000, slo=task_slo(), request_id="c"))
+    await session.until(lambda: calls["c"].accepted is not None)
+    await line.until(lambda: share_left("a") > 0.7)
+    await line.until(lambda: share_left("b") > 0.7)
+    fake.answer = forecast(stage_shares=[0.2, 0.8])
+    await session.cancel(calls["c"])
+    await line.until(lambda: share_left("a") < 0.3 and share_left("b") < 0.3)
+    assert table.task_rest_tokens[row("a")] == pytest.approx(160)
+    for answer in (other, calls["a"], calls["b"]):
+        await session.cancel(answer)
+    await session.ended(other, *calls.values())

@@ -19,7 +19,6 @@ from paceline_router.config import RouterConfig
 from paceline_router.dispatch import Dispatcher
 from paceline_router.durability import Durability
 from paceline_router.fleet import Fleet
-from paceline_router.forecast_link import ForecastLink, described
 from paceline_router.ledger import Ledger, duplicate
 from paceline_router.lifecycle import Lifecycle
 from paceline_router.outcomes import length_query
@@ -28,6 +27,7 @@ from paceline_router.prompt_size import PromptSizes
 from paceline_router.request import Arrival, LiveRequest
 from paceline_router.slo_defaults import default_slo
 from paceline_router.slo_wire import declared, to_wire
+from paceline_router.task_plan import TaskPlanner
 from paceline_router.tasks import TaskBook
 from paceline_router.validation import check_spec
 from paceline_runtime.errors import PacelineError, Reason, invalid
@@ -59,8 +59,8 @@ class Admission:
         lifecycle: Lifecycle,
         durability: Durability,
         predictor: PredictorLink,
-        forecasts: ForecastLink,
         tasks: TaskBook,
+        task_plan: TaskPlanner,
         sizes: PromptSizes,
         store: KnownRequests | None,
         clock: Clock,
@@ -72,8 +72,8 @@ class Admission:
         self._lifecycle = lifecycle
         self._durability = durability
         self._predictor = predictor
-        self._forecasts = forecasts
         self._tasks = tasks
+        self._task_plan = task_plan
         self._sizes = sizes
         self._store = store
         self._clock = clock
@@ -194,11 +194,13 @@ class Admission:
             request.estimate = self._predictor.own(query, source="router")
             self._follow(self._refine(request, query))
             if graph is not None:
-                self._follow(self._forecast(request, graph))
+                self._follow(self._task_plan.arriving(request, graph))
             predicted = forecast = None
         else:
             predicted = asyncio.create_task(self._predictor.estimate(query))
-            forecast = asyncio.create_task(self._forecast(request, graph)) if graph is not None else None
+            forecast = (
+                asyncio.create_task(self._task_plan.arriving(request, graph)) if graph is not None else None
+            )
         # An id of the client's may have been used before this life. Asked at the same time as the predictor.
         if given.request_id and await self._known_to_store(request.request_id):
             raise duplicate(request.request_id)
@@ -225,16 +227,6 @@ class Admission:
         request.estimate = estimate
         if request.attempt is not None and request.revised is None:
             request.attempt.engine.link.reestimate(request.attempt.key, estimate.message)
-
-    async def _forecast(self, request: LiveRequest, graph: predictor_pb2.TaskGraph) -> None:
-        """Ask what the task still needs; the scheduler hears of it with the attempt, or after it."""
-        forecast = await self._forecasts.forecast(graph)
-        if forecast is None or request.ended:
-            return
-        request.forecast = forecast
-        request.note(self._clock.now_ms(), "forecast", described(forecast))
-        if request.attempt is not None:
-            request.attempt.engine.link.reestimate(request.attempt.key, forecast=forecast)
 
     async def _render(self, request: LiveRequest, given: generation_pb2.GenerationSpec) -> None:
         kind = given.WhichOneof("input")
@@ -297,6 +289,7 @@ class Admission:
             task = self._tasks.join(request, slo.e2e_ms)
             request.slo = replace(slo, e2e_ms=task.e2e_ms)
             request.budget_ms = task.deadline_ms - request.arrival.ms
+            self._task_plan.joined(request, task)
         request.spec.slo.CopyFrom(to_wire(request.slo, given.slo))
 
     async def _known_to_store(self, request_id: str) -> bool:

@@ -41,6 +41,7 @@ from paceline_router.request import LiveRequest
 from paceline_router.scheduler_link import LinkSettings, SchedulerLink
 from paceline_router.service import FleetService, RouterService
 from paceline_router.sweeper import Sweeper
+from paceline_router.task_plan import TaskPlanner
 from paceline_router.tasks import TaskBook
 from paceline_router.token_intake import TokenIntake
 from paceline_runtime.channel import channel
@@ -138,6 +139,8 @@ class RouterApp:
             max_tasks=config.max_tasks,
         )
         tasks.on_outcome = predictor.observe_task
+        task_plan = TaskPlanner(tasks, forecasts, clock)
+        self._exits.push_async_callback(task_plan.close)
         lifecycle = Lifecycle(
             self.ledger,
             self.fleet,
@@ -212,8 +215,8 @@ class RouterApp:
             lifecycle,
             self.durability,
             predictor,
-            forecasts,
             tasks,
+            task_plan,
             sizes,
             store,
             clock,

@@ -157,7 +157,8 @@ class Dispatcher:
         if request.forecast is not None:
             submit.task_forecast.CopyFrom(request.forecast)
         if request.slo.slo_class is SloClass.TASK:
-            submit.task_call_budget_ms = max(request.budget_ms - elapsed_ms, 1.0)
+            submit.task_left_ms = request.budget_ms - elapsed_ms
+            submit.task_call_budget_ms = max(min(submit.task_left_ms, request.call_due_ms - now_ms), 1.0)
         return submit
 
     def context(self, request: LiveRequest, attempt: Attempt) -> ledger_pb2.RequestContext:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from paceline.common.v1 import attempt_pb2
 from paceline.router.v1 import generation_pb2
+from paceline_core.slo import SloClass
 from paceline_router.attempt import Attempt
 from paceline_router.clock import Clock
 from paceline_router.dispatch import Dispatcher
@@ -18,13 +19,14 @@ from paceline_router.replay import Loss, judge
 from paceline_router.request import LiveRequest
 from paceline_router.slo_wire import CLASS_NAMES
 from paceline_router.states import State
-from paceline_router.tasks import TaskBook
-from paceline_runtime.errors import PacelineError, Reason
+from paceline_router.tasks import TaskBook, unattainable
+from paceline_runtime.errors import ATTAINABLE_MS, PacelineError, Reason
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import (
     REPLAYS,
     REQUESTS,
     REQUESTS_REFUSED,
+    SHED,
     SLO_OUTCOMES,
     TBT,
     TOKENS,
@@ -109,7 +111,7 @@ class Lifecycle:
         if reason in _WELL:
             self.end(request, State.FINISHED, finish_reason=reason, stop_string=ended.stop_string)
         elif reason == _F.FINISH_REASON_CANCELLED and request.cancel_requested:
-            self.end(request, State.CANCELLED)
+            self._end_cancelled(request)
         elif reason == _F.FINISH_REASON_CANCELLED:
             why = "displaced" if attempt.displaced else "cancelled_by_engine"
             self._lost(attempt, False, why, counts=not attempt.displaced, exclude=not attempt.displaced)
@@ -150,7 +152,13 @@ class Lifecycle:
                 attempt.cancel_sent = True
                 attempt.engine.link.cancel(attempt.key)
             return
-        self.end(request, State.CANCELLED)
+        self._end_cancelled(request)
+
+    def give_up(self, request: LiveRequest, error: PacelineError) -> None:
+        """End a request whose objective is out of reach, as `cancel` does; it ends EXPIRED."""
+        if not request.cancel_requested:
+            request.given_up = failure_of(error)
+            self.cancel(request, error.message)
 
     def displace(self, attempt: Attempt) -> None:
         """Take an attempt off its engine; once it is off, the request is replayed elsewhere."""
@@ -209,11 +217,30 @@ class Lifecycle:
         self._ledger.end(request, retain=state is not State.REJECTED)
         self._ledger.expire(now_ms)
         self._tasks.call_ended(request, attained=outcome.attained)
+        if state is State.EXPIRED and failure is not None and failure.reason == Reason.SLO_UNATTAINABLE:
+            self._doom(request, failure)
         self._durability.ended(request)
         self._learn(request, state, finish_reason)
         self._count(request, state)
         self.on_end(request)
         request.drop_input()
+
+    def _end_cancelled(self, request: LiveRequest) -> None:
+        """It was cancelled by its client, or given up by the router."""
+        if request.given_up is None:
+            self.end(request, State.CANCELLED)
+        else:
+            self.end(request, State.EXPIRED, failure=request.given_up)
+
+    def _doom(self, request: LiveRequest, failure: attempt_pb2.Failure) -> None:
+        """A call was given up: its task is dead, and what else it runs is of no use."""
+        if request.slo.slo_class is not SloClass.TASK:
+            return
+        task, calls = self._tasks.doom(request, failure.attainable_ms)
+        for call in calls:
+            if task is not None and not call.cancel_requested:
+                self._instruments.add(SHED, reason="task_dead")
+                self.give_up(call, unattainable(task, call))
 
     def _close(self, attempt: Attempt, reason: int) -> None:
         """The attempt is over; the request has none until it is placed again."""
@@ -229,7 +256,7 @@ class Lifecycle:
         request = attempt.request
         about_engine = failure.reason in _ELSEWHERE
         if request.cancel_requested:
-            self.end(request, State.CANCELLED)
+            self._end_cancelled(request)
         elif about_engine and request.attempts_made < self._max_attempts:
             self._exclude(attempt)
             request.move_to(State.ACCEPTED)
@@ -255,7 +282,7 @@ class Lifecycle:
         if exclude:
             self._exclude(attempt)
         if request.cancel_requested:
-            self.end(request, State.CANCELLED)
+            self._end_cancelled(request)
             return
         loss = Loss(
             in_flight,
@@ -332,4 +359,5 @@ def failure_of(error: PacelineError) -> attempt_pb2.Failure:
         message=error.message,
         retryable=error.retryable,
         retry_after_ms=error.retry_after_ms or 0.0,
+        attainable_ms=float(error.metadata.get(ATTAINABLE_MS, 0)),
     )

@@ -1,13 +1,14 @@
 """A live request: what was asked for, how far it is, and who reads it."""
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import Span
 
-from paceline.common.v1 import estimate_pb2
+from paceline.common.v1 import attempt_pb2, estimate_pb2
 from paceline.router.v1 import generation_pb2
 from paceline_core.slo import Slo
 from paceline_router.attempt import Attempt
@@ -38,8 +39,10 @@ class LiveRequest:
     it). `released` is how many tokens readers may have: all of them, except that `sync` durability holds back
     what is not committed. `budget_ms` is the deadline from this request's arrival (deadline and task
     classes). `estimate` was made at arrival, `revised` is the newest one made since, when `repredicted` times the
-    configured number of tokens were out. `forecast`: what its task still needs, as known at arrival.
-    `recorded`: its row in the store is its own. Times are the router's monotonic milliseconds.
+    configured number of tokens were out. `forecast`: what its task still needs, as known last; `call_due_ms`: the
+    instant by which the call is wanted then, infinite while nobody knows better than the task's deadline.
+    `given_up`: why the router itself ends it, once its engine has confirmed. `recorded`: its row in the store is its
+    own. Times are the router's monotonic milliseconds.
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class LiveRequest:
         "attempts",
         "budget_ms",
         "cached_tokens",
+        "call_due_ms",
         "cancel_requested",
         "checkpointed",
         "crashes",
@@ -60,6 +64,7 @@ class LiveRequest:
         "excluded",
         "finished",
         "forecast",
+        "given_up",
         "isolate_until",
         "max_tokens",
         "max_wait_ms",
@@ -106,6 +111,8 @@ class LiveRequest:
         self.max_tokens = spec.max_tokens
         self.max_wait_ms = spec.max_wait_ms
         self.budget_ms = slo.e2e_ms
+        self.call_due_ms = math.inf
+        self.given_up: attempt_pb2.Failure | None = None
         self.task_id = slo.task_id
         self.turn_index = 0
         self.estimate: Estimate | None = None

@@ -130,14 +130,20 @@ class SchedulerLink:
         key: int,
         estimate: estimate_pb2.LengthEstimate | None = None,
         forecast: estimate_pb2.TaskForecast | None = None,
+        *,
+        call_left_ms: float = 0.0,
+        task_left_ms: float = 0.0,
     ) -> None:
-        """Plan an attempt by a better estimate, or by what its task still needs."""
+        """Plan an attempt by a better estimate, or by what its task still needs and the time that is left of call and
+        task; 0: unchanged."""
         if self.open:
             known = self._reestimates.setdefault(key, scheduler_pb2.Reestimate(attempt_key=key))
             if estimate is not None:
                 known.estimate.CopyFrom(estimate)
             if forecast is not None:
                 known.task_forecast.CopyFrom(forecast)
+            known.task_call_budget_ms = call_left_ms or known.task_call_budget_ms
+            known.task_left_ms = task_left_ms or known.task_left_ms
             self._wake.set()
 
     def republish(self, key: int, from_index: int) -> None:

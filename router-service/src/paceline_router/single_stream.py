@@ -10,7 +10,7 @@ from paceline_router.admission import Admission
 from paceline_router.outlet import Outbox, Outlet, Row
 from paceline_router.readers import Readers, leaving
 from paceline_router.request import LiveRequest
-from paceline_runtime.errors import PacelineError, reason_of
+from paceline_runtime.errors import ATTAINABLE_MS, PacelineError, reason_of
 
 Event = generation_pb2.Accepted | generation_pb2.Tokens | generation_pb2.Finished
 
@@ -93,4 +93,5 @@ def _error(failure: attempt_pb2.Failure) -> PacelineError:
         failure.message,
         retryable=failure.retryable,
         retry_after_ms=failure.retry_after_ms or None,
+        metadata={ATTAINABLE_MS: f"{failure.attainable_ms:.0f}"} if failure.attainable_ms else None,
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from paceline.predictor.v1 import predictor_pb2
-from paceline_core.slo import SloClass
+from paceline_core.slo import OnMiss, SloClass
 from paceline_router.clock import Clock
 from paceline_router.durability import Durability
 from paceline_router.request import LiveRequest
 from paceline_router.task_graph import CallGraph, CallNode
-from paceline_runtime.errors import PacelineError, Reason, invalid
+from paceline_runtime.errors import ATTAINABLE_MS, PacelineError, Reason, invalid
 from paceline_store.rows import StoredTask, TaskCallRow, TaskRow
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,13 @@ class Task:
     active_ms: float
     calls: int = 0
     missed: bool = False
+    dead: str = ""
+    """Why it cannot be met any more; empty: it can, as far as is known."""
+    attainable_ms: float = 0.0
+    """Budget that it could have met, as estimated when it was given up; 0: not known."""
+    stage: int = 0
+    """The newest stage planned, and below when it has to end, on the monotonic clock."""
+    stage_due_ms: float = math.inf
     last_end_ms: float = 0.0
     ending: bool = False
     live: set[LiveRequest] = field(default_factory=set)
@@ -81,6 +89,7 @@ class TaskBook:
         self._ended: OrderedDict[str, tuple[Task, TaskEnd]] = OrderedDict()
         self._graph_calls = 0
         self.on_outcome: Callable[[predictor_pb2.TaskOutcome], None] = lambda outcome: None
+        self.on_call_ended: Callable[[Task], None] = lambda task: None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -127,7 +136,8 @@ class TaskBook:
         return graph.message(task_id, app, node)
 
     def join(self, request: LiveRequest, declared_e2e_ms: float) -> Task:
-        """A call of a task arrived; the first one of an unknown task begins it. Raises PERMISSION_DENIED."""
+        """A call of a task arrived; the first one of an unknown task begins it. Raises PERMISSION_DENIED, and
+        SLO_UNATTAINABLE for a call that asks to be dropped with a task that is dead."""
         task = self._open.get(request.task_id)
         if task is None:
             task = self.begin(request.task_id, declared_e2e_ms, request.spec.app, request.tenant)
@@ -135,6 +145,8 @@ class TaskBook:
             raise PacelineError(
                 Reason.PERMISSION_DENIED, f"task {request.task_id!r} belongs to another tenant"
             )
+        if drops(request):
+            self._check_alive(task, request)
         task.app = task.app or request.spec.app
         task.live.add(request)
         task.calls += 1
@@ -150,6 +162,25 @@ class TaskBook:
             )
         )
         return task
+
+    def of(self, request: LiveRequest) -> Task | None:
+        """The open task that a call has joined."""
+        task = self._open.get(request.task_id)
+        return task if task is not None and request in task.live else None
+
+    def doom(self, request: LiveRequest, attainable_ms: float) -> tuple[Task | None, list[LiveRequest]]:
+        """A call was given up because its objective is out of reach, and its task with it. Returns the task and those
+        of its live calls that ask to be dropped then. `attainable_ms`: of the task, from that call's arrival; 0: not
+        known."""
+        task = self._open.get(request.task_id)
+        if task is None or task.tenant != request.tenant:
+            return None, []
+        task.missed = True
+        if not task.dead:
+            task.dead = f"its call {request.request_id!r} was given up"
+            if attainable_ms:
+                task.attainable_ms = request.arrival.ms - task.began_ms + attainable_ms
+        return task, [call for call in task.live if drops(call)]
 
     def restore(self, stored: StoredTask) -> None:
         """Open a task again that an earlier life of this router had open. What its calls missed then is forgotten."""
@@ -185,6 +216,8 @@ class TaskBook:
             task.ending = True
         if task.ending and not task.live:
             self._end(task)
+        else:
+            self.on_call_ended(task)
 
     def end(self, task_id: str, tenant: str, *, cancelled: bool = False) -> tuple[Task, TaskEnd]:
         """End a task now, or read how it ended. Live calls count as missed. `cancelled`: its client gave it up.
@@ -207,6 +240,15 @@ class TaskBook:
         for task in [t for t in self._open.values() if not t.live and t.active_ms < oldest_ms]:
             log.info("a task ended by itself: idle", extra={"task_id": task.task_id, "calls": task.calls})
             self._end(task)
+
+    def _check_alive(self, task: Task, request: LiveRequest) -> None:
+        late_ms = self._clock.now_ms() - task.deadline_ms
+        if not task.dead and late_ms > 0:
+            task.dead, task.missed = f"its deadline passed {late_ms:.0f} ms ago", True
+        if task.dead:
+            if request.slo.task_final and not task.live:
+                self._end(task)
+            raise unattainable(task, request)
 
     def _add_to_graph(self, task: Task, request: LiveRequest) -> None:
         before = len(task.graph)
@@ -254,6 +296,24 @@ class TaskBook:
                 router_id=self._router_id,
             )
         )
+
+
+def drops(request: LiveRequest) -> bool:
+    """True if the client wants an end as soon as the objective is out of reach."""
+    return request.slo.on_miss is OnMiss.DROP
+
+
+def unattainable(task: Task, request: LiveRequest) -> PacelineError:
+    """Why a call of a dead task is not served."""
+    message = (
+        f"task {task.task_id!r} cannot be met any more: {task.dead}; its budget was {task.e2e_ms:.0f} ms"
+    )
+    metadata = {"task_id": task.task_id}
+    if task.attainable_ms:
+        message += f", {task.attainable_ms:.0f} ms would have been attainable"
+        left_ms = task.began_ms + task.attainable_ms - request.arrival.ms
+        metadata[ATTAINABLE_MS] = f"{max(left_ms, 0.0):.0f}"
+    return PacelineError(Reason.SLO_UNATTAINABLE, message, metadata=metadata)
 
 
 def _placed(graph: CallGraph, request: LiveRequest) -> CallNode:

@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from paceline_runtime.errors import PacelineError, Reason
+from paceline_runtime.errors import ATTAINABLE_MS, PacelineError, Reason
 from paceline_runtime.status import http_headers
 
 # Retry-After of refusals that may succeed later, when whoever refused did not say.
@@ -29,16 +29,19 @@ _TYPES = {
 
 
 def error_object(error: PacelineError) -> dict[str, Any]:
-    """The value of `error`. `param` is the field at fault, where one is known."""
+    """The value of `error`. `param` is the field at fault, where one is known; `attainable_ms`, with an objective
+    out of reach, the budget that could have been met."""
     param = error.metadata.get("field")
     if param is None and error.reason is Reason.UNKNOWN_MODEL:
         param = "model"
     status = error.http_status
+    attainable = error.metadata.get(ATTAINABLE_MS)
     return {
         "message": error.message,
         "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
         "param": param,
         "code": error.metadata.get("code") or _CODES.get(error.reason, error.reason.value.lower()),
+        **({} if attainable is None else {ATTAINABLE_MS: float(attainable)}),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from paceline.common.v1 import attempt_pb2
 from paceline.router.v1 import generation_pb2 as pb
-from paceline_runtime.errors import PacelineError, Reason, reason_of
+from paceline_runtime.errors import ATTAINABLE_MS, PacelineError, Reason, reason_of
 
 _GOOD_ENDS = frozenset(
     {
@@ -214,4 +214,5 @@ def failure_of(finished: pb.Finished) -> PacelineError | None:
         failure.message or "the request failed",
         retryable=failure.retryable,
         retry_after_ms=failure.retry_after_ms or None,
+        metadata={ATTAINABLE_MS: f"{failure.attainable_ms:.0f}"} if failure.attainable_ms else None,
     )

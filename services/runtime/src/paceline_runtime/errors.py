@@ -6,8 +6,12 @@ Raise `PacelineError(Reason.X, "what happened and what to change")` anywhere; `s
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import grpc
+
+ATTAINABLE_MS: Final = "attainable_ms"
+"""Metadata of SLO_UNATTAINABLE: the budget that could have been met, milliseconds from the arrival of the request."""
 
 
 class Reason(StrEnum):

@@ -42,12 +42,13 @@ def time_left_ms(view: BatchView, now_ms: float) -> FloatArray:
 
 
 def out_of_reach(view: BatchView, now_ms: float) -> BoolArray:
-    """[N] True where the target is missed whatever comes: the next token is late already (latency), or the deadline is
-    past: that of the task, for its calls, which counts from the first of them."""
+    """[N] True where the target is missed whatever comes: a token was late or the next one is (latency), or the
+    deadline is past: that of the task, for its calls, which counts from the first of them."""
     latency = view.slo_class == SloClass.LATENCY
     due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
     due = np.minimum(due, view.task_due_ms)
-    return np.asarray((due < now_ms) & (view.slo_class != SloClass.BEST_EFFORT))
+    missed = (due < now_ms) | (latency & (view.late_tokens > 0))
+    return np.asarray(missed & (view.slo_class != SloClass.BEST_EFFORT))
 
 
 def attainable_ms(view: BatchView, now_ms: float) -> FloatArray:
@@ -58,14 +59,14 @@ def attainable_ms(view: BatchView, now_ms: float) -> FloatArray:
     context = float(view.context_tokens().mean()) if len(view) else 0.0
     step = view.model.decode_ms(batch, batch * context)
     tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, view.mean_left() + view.task_rest_tokens)
-    return np.asarray(now_ms - view.arrival_ms + _prefill_ms(view) + tokens * step)
+    return np.asarray(now_ms - view.arrival_ms + prefill_ms(view) + tokens * step)
 
 
 def laxity_ms(view: BatchView, now_ms: float, remaining: FloatArray) -> FloatArray:
     """[N] Time left minus time needed, for `remaining` [N] output tokens (latency class: for the next one)."""
     step = step_now_ms(view)
     tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, remaining)
-    return np.asarray(time_left_ms(view, now_ms) - _prefill_ms(view) - tokens * step)
+    return np.asarray(time_left_ms(view, now_ms) - prefill_ms(view) - tokens * step)
 
 
 def p_meet(view: BatchView, now_ms: float) -> tuple[FloatArray, FloatArray]:
@@ -74,7 +75,7 @@ def p_meet(view: BatchView, now_ms: float) -> tuple[FloatArray, FloatArray]:
     Latency class: 1 while the next token can be in time, else 0. Best effort: 1.
     """
     step = step_now_ms(view)
-    room = time_left_ms(view, now_ms) - _prefill_ms(view)
+    room = time_left_ms(view, now_ms) - prefill_ms(view)
     tokens = np.clip(np.floor(room / step), 0.0, lengths.OPEN_EDGE)
     generated = view.generated.astype(np.float64)
     cdf = view.length_cdf()
@@ -88,6 +89,7 @@ def p_meet(view: BatchView, now_ms: float) -> tuple[FloatArray, FloatArray]:
     return np.asarray(chance), np.asarray(room - step)
 
 
-def _prefill_ms(view: BatchView) -> FloatArray:
+def prefill_ms(view: BatchView) -> FloatArray:
+    """[N] Until the prompt is prefilled, alone and in chunks."""
     token_ms = view.model.prefill_token_ms(max(1, view.capacity.prefill_chunk_tokens))
     return np.asarray(view.prefill_left() * token_ms)
