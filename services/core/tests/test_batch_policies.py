@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline_core.batch.plan import UNTIL_EVENT
+from paceline_core.batch.plan import STEP_SLACK, UNTIL_EVENT
 from paceline_core.batch.pressure import fit
 from paceline_core.batch.registry import POLICIES, make_policy
 from paceline_core.batch.state import RunState
@@ -75,11 +75,14 @@ def test_order_of_rows_does_not_matter(name, view, seed):
 
 
 @every_policy
-@given(view=views, steps=st.integers(1, 400), step_ms=st.floats(0.5, 100))
+@given(
+    view=views, at_step=st.integers(0, 200), steps=st.integers(1, 400), slow=st.floats(0.05, 0.8 * STEP_SLACK)
+)
 @settings(max_examples=60, deadline=None)
-def test_a_plan_holds_as_long_as_it_says(name, view, steps, step_ms):
-    """Without an event, decoding goes on and planning again gives the same list."""
+def test_a_plan_holds_as_long_as_it_says(name, view, at_step, steps, slow):
+    """Without an event, decoding goes on at about the model's pace, and planning again gives the same list."""
     policy = make_policy(name)
+    view = replace(view, step=at_step, planned_step=at_step - at_step % 7 - 1)
     plan = policy.plan(view, NOW_MS)
     steps = min(steps, plan.valid_for_steps - 1)
     if steps < 1:
@@ -91,13 +94,19 @@ def test_a_plan_holds_as_long_as_it_says(name, view, steps, step_ms):
     steps = min(steps, int(room[moving].min()) - 1 if moving.any() else steps)
     if steps < 1:
         return
+    stopped = (view.state == RunState.RUNNING) & ~moving
+    state = np.where(stopped, RunState.PAUSED, np.where(moving, RunState.RUNNING, view.state))
     later = replace(
         view,
         generated=view.generated + steps * moving,
         kv_tokens=view.kv_tokens + steps * moving,
-        state=np.where(moving, RunState.RUNNING, view.state).astype(np.int8),
+        state=state.astype(np.int8),
+        step=at_step + steps,
+        planned_step=at_step,
     )
-    again = policy.plan(later, NOW_MS + steps * step_ms)
+    prefill = min(float(view.prefill_left()[batch].sum()), plan.prefill_budget_tokens)
+    step_ms = view.model.step_ms(len(batch), float(view.context_tokens()[batch].sum()), prefill)
+    again = policy.plan(later, NOW_MS + steps * slow * step_ms)
     assert again.order.tolist() == plan.order.tolist()
     assert again.prefill_budget_tokens == plan.prefill_budget_tokens
     assert again.max_batch == plan.max_batch

@@ -5,9 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from paceline_core.batch.hopeless import triage
 from paceline_core.batch.plan import BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
-from paceline_core.batch.sarathi import Sarathi
+from paceline_core.batch.ranking import first_by, list_length
+from paceline_core.batch.sarathi import prefill_tokens
 from paceline_core.batch.view import BatchView, FloatArray
 from paceline_core.slo import SloClass
 
@@ -19,6 +21,10 @@ def deadlines_ms(view: BatchView) -> FloatArray:
     due = view.arrival_ms + np.where(latency, view.ttft_ms, view.e2e_ms)
     due = np.where(view.slo_class == SloClass.TASK, np.minimum(due, view.call_due_ms), due)
     return np.asarray(np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due))
+
+
+def _reasons(due_ms: FloatArray) -> list[PlanReason]:
+    return [PlanReason.DEADLINE if due < np.inf else PlanReason.NO_DEADLINE for due in due_ms.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +40,38 @@ class Edf:
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
         rows = np.flatnonzero(view.runnable())
-        due = deadlines_ms(view)[rows]
-        priority = -view.priority[rows].astype(np.int64)
-        keep = np.lexsort((view.row_id[rows], view.arrival_ms[rows], due, priority))
-        order, scores = rows[keep], due[keep]
+        due = deadlines_ms(view)
+        order = first_by(view, rows, due[rows], list_length(view))
         return BatchPlan(
             order=order,
-            scores=scores,
-            reasons=[
-                PlanReason.DEADLINE if finite else PlanReason.NO_DEADLINE for finite in np.isfinite(scores)
-            ],
-            prefill_budget_tokens=Sarathi(self.token_budget).plan(view, now_ms).prefill_budget_tokens,
+            scores=due[order],
+            reasons=_reasons(due[order]),
+            prefill_budget_tokens=prefill_tokens(view, order, self.token_budget),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EdfShed:
+    """`edf` without its overload disease: what is out of reach stands last, or is shed where its client wants that."""
+
+    name: ClassVar[str] = "edf-shed"
+    estimates: ClassVar[EstimateUse] = EstimateUse.PREDICTED
+
+    token_budget: int = 0
+    """Most tokens of one step, as in `sarathi`."""
+    least_chance: float = 0.01
+    """P(meet) under which a request counts as out of reach."""
+
+    def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
+        due = deadlines_ms(view)
+        sorted_out = triage(view, now_ms, self.least_chance)
+        order, hopeful = sorted_out.split(view, due)
+        prefill = prefill_tokens(view, order, self.token_budget)
+        return BatchPlan(
+            order=order,
+            scores=due[order],
+            reasons=_reasons(due[order[:hopeful]]) + [PlanReason.UNATTAINABLE] * (len(order) - hopeful),
+            prefill_budget_tokens=prefill,
+            shed=sorted_out.shed,
+            valid_for_steps=sorted_out.steps(view, order[: view.capacity.max_batch], prefill),
         )

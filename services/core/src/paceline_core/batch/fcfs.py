@@ -7,14 +7,15 @@ import numpy as np
 
 from paceline_core.batch.plan import UNLIMITED_TOKENS, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
+from paceline_core.batch.ranking import first_by, list_length
 from paceline_core.batch.view import BatchView, IntArray
 
 
 def arrival_order(view: BatchView) -> IntArray:
-    """Runnable rows by priority (higher first), then arrival, then row id (so that ties are stable)."""
+    """Runnable rows by priority (higher first), then arrival, then row id (so that ties are stable); as many as a list
+    takes."""
     rows = np.flatnonzero(view.runnable())
-    order = np.lexsort((view.row_id[rows], view.arrival_ms[rows], -view.priority[rows].astype(np.int64)))
-    return rows[order]
+    return first_by(view, rows, view.arrival_ms[rows], list_length(view))
 
 
 @dataclass(frozen=True, slots=True)

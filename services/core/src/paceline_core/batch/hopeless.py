@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from paceline_core.batch.laxity import steps_within
+from paceline_core.batch.laxity import prefill_ms, steps_within
 from paceline_core.batch.ranking import first_by, list_length
 from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
 from paceline_core.slo import SloClass
@@ -62,7 +62,7 @@ def triage(view: BatchView, now_ms: float, least_chance: float = LEAST_CHANCE) -
     latency = view.slo_class == SloClass.LATENCY
     # Alone in the engine, at no context: whoever is lost so is lost.
     step_ms = max(view.model.decode_ms(1, 0.0), 1e-3)
-    room = _due_ms(view) - now_ms - _prefill_ms(view)
+    room = _due_ms(view) - now_ms - prefill_ms(view)
     rest = REST_SHARE * view.task_rest_tokens
     slack = room - (1.0 + rest) * step_ms
     lost = (slack < 0) | (latency & (view.late_tokens > 0))
@@ -96,12 +96,6 @@ def _due_ms(view: BatchView) -> FloatArray:
     due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
     due = np.where(np.isfinite(view.task_due_ms), view.task_due_ms, due)
     return np.asarray(np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due))
-
-
-def _prefill_ms(view: BatchView) -> FloatArray:
-    return np.asarray(
-        view.prefill_left() * view.model.prefill_token_ms(max(1, view.capacity.prefill_chunk_tokens))
-    )
 
 
 def _marks(generated: IntArray) -> IntArray:

@@ -4,16 +4,31 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from paceline_core.batch.edf import Edf
+from paceline_core.batch.edf import Edf, EdfShed
 from paceline_core.batch.fcfs import Fcfs
+from paceline_core.batch.gmax import Gmax, GmaxNoAnalyzer, GmaxNoGrouping, GmaxNoRefine
+from paceline_core.batch.gmax_artifact import GmaxArtifact
+from paceline_core.batch.las import Las
+from paceline_core.batch.llf_shed import LlfShed
 from paceline_core.batch.pace.policy import Oracle, Pace
 from paceline_core.batch.policy import BatchPolicy
 from paceline_core.batch.sarathi import Sarathi
+from paceline_core.batch.sjf import Sjf, SjfMean
 
 _CLASSES: Final[tuple[type[Any], ...]] = (
     Fcfs,
     Sarathi,
+    Las,
+    Sjf,
+    SjfMean,
     Edf,
+    EdfShed,
+    LlfShed,
+    Gmax,
+    GmaxArtifact,
+    GmaxNoAnalyzer,
+    GmaxNoGrouping,
+    GmaxNoRefine,
     Pace,
     Oracle,
 )

@@ -8,7 +8,19 @@ import numpy as np
 from paceline_core.batch.fcfs import arrival_order
 from paceline_core.batch.plan import BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
-from paceline_core.batch.view import BatchView
+from paceline_core.batch.view import BatchView, IntArray
+
+
+def prefill_tokens(view: BatchView, order: IntArray, token_budget: int) -> int:
+    """Prompt tokens of a step that runs the head of `order`, when it may take `token_budget` tokens in all; 0: four
+    prefill chunks of the engine, and its batch."""
+    capacity = view.capacity
+    chunk = max(1, capacity.prefill_chunk_tokens)
+    budget = token_budget or 4 * chunk + capacity.max_batch
+    head = order[: capacity.max_batch]
+    decoding = int(np.count_nonzero(view.prefill_left()[head] == 0))
+    # Whole chunks only, and at least one: a smaller piece would change how the engine splits the prompt.
+    return max(chunk, (budget - decoding) // chunk * chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +35,9 @@ class Sarathi:
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
         order = arrival_order(view)
-        capacity = view.capacity
-        chunk = max(1, capacity.prefill_chunk_tokens)
-        budget = self.token_budget or 4 * chunk + capacity.max_batch
-        head = order[: capacity.max_batch]
-        decoding = int(np.count_nonzero(view.prefill_left()[head] == 0))
-        # Whole chunks only, and at least one: a smaller piece would change how the engine splits the prompt.
-        prefill = max(chunk, (budget - decoding) // chunk * chunk)
         return BatchPlan(
             order=order,
             scores=view.arrival_ms[order],
             reasons=[PlanReason.ARRIVAL] * len(order),
-            prefill_budget_tokens=prefill,
+            prefill_budget_tokens=prefill_tokens(view, order, self.token_budget),
         )
