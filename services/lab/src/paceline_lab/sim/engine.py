@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_core.batch.fairness import TenantAccounts
 from paceline_core.batch.planning import decide
 from paceline_core.batch.policy import BatchPolicy, EstimateUse
 from paceline_core.batch.state import RunState
@@ -94,6 +95,7 @@ class SimEngine:
         self._target = np.zeros(64, dtype=np.int64)
         self._resident = np.zeros(64, dtype=bool)
         self._refined = np.zeros(64, dtype=np.int64)
+        self._in_run = np.zeros(64, dtype=bool)
         self._residents = 0
         self._order: IntArray = _NONE
         self._batch = spec.max_batch
@@ -105,6 +107,9 @@ class SimEngine:
         self._run_rows: IntArray = _NONE
         """Rows of the run set, sorted."""
         self._cancels: list[SimCall] = []
+        self._accounts = TenantAccounts()
+        self._served: list[tuple[NDArray[np.int32], IntArray]] = []
+        """(tenants, tokens) of the work since the last plan."""
         self.given_up: list[SimCall] = []
         """Calls that the policy shed since the owner last looked."""
 
@@ -241,6 +246,7 @@ class SimEngine:
         table = self.table
         rows = table.live_rows()
         self._refine(rows)
+        self._settle_tenants(rows)
         view = table.view(
             self.capacity, self.fitter.model, rows, step=self.steps, planned_step=self._planned_step
         )
@@ -261,6 +267,15 @@ class SimEngine:
             self._leave(row)
             self.given_up.append(call)
             self._dirty = False
+
+    def _settle_tenants(self, rows: IntArray) -> None:
+        """Book the work since the last plan to the tenants it was for."""
+        table = self.table
+        if self._served:
+            tenants, tokens = (np.concatenate(column) for column in zip(*self._served, strict=True))
+            self._accounts.serve(table.tenant[rows], tenants, tokens)
+            self._served.clear()
+        table.tenant_lag_tokens[rows] = self._accounts.lag_tokens(table.tenant[rows])
 
     def _refine(self, rows: IntArray) -> None:
         """Take in the estimates that came with progress since the last plan."""
@@ -423,7 +438,9 @@ class SimEngine:
             return 0.0
         table = self.table
         self._run_rows = now
-        left = before[~np.isin(before, now)]
+        self._in_run[before] = False
+        self._in_run[now] = True
+        left = before[~self._in_run[before]]
         left = left[(table.state[left] == _RUNNING) & table.alive[left]]
         for row in left.tolist():
             table.state[row] = _PAUSED
@@ -444,6 +461,7 @@ class SimEngine:
             table.kv_tokens[decodes] += steps
             self.kv_used += steps * len(decodes)
             self.output_tokens += steps * len(decodes)
+            self._served.append((table.tenant[decodes], np.full(len(decodes), steps)))
             if steps == 1:
                 self.tracker.tokens(decodes, first, np.ones_like(first), now_ms)
             else:
@@ -453,6 +471,7 @@ class SimEngine:
             tokens = end - int(table.kv_tokens[row])
             self.kv_used += tokens
             self.prefill_tokens += tokens
+            self._served.append((table.tenant[row : row + 1].copy(), np.array([tokens])))
             table.kv_tokens[row] = end
             if end >= self._target[row]:
                 done.append(row)
@@ -490,7 +509,7 @@ class SimEngine:
         self._dirty = True
 
     def _grow(self, rows: int) -> None:
-        for name in ("_true", "_target", "_resident", "_refined"):
+        for name in ("_true", "_target", "_resident", "_refined", "_in_run"):
             old = getattr(self, name)
             new = np.zeros(rows, dtype=old.dtype)
             new[: len(old)] = old
