@@ -53,12 +53,12 @@ class LengthGraph:
         (found,) = run_session(
             self.session, ["probabilities"], {"text": given.text, "numeric": given.numeric}
         )
-        masses = np.asarray(found, dtype=np.float64)
+        masses = found.astype(np.float64)
         if masses.shape != (len(given.text), K):
             raise ModelFileError(f"the graph answers with shape {masses.shape}")
-        sums = masses.sum(axis=1)  # not finite when one of its terms is not
+        sums = np.add.reduce(masses, axis=1)  # not finite when one of its terms is not
         good = np.abs(sums - 1) <= _SUM_TOLERANCE
-        if masses.min(initial=0.0) >= 0 and good.all():
+        if np.minimum.reduce(masses, axis=None, initial=0.0) >= 0 and good.all():
             return masses, good
         good &= masses.min(axis=1, initial=0.0) >= -1e-6
         return np.where(good[:, None], np.maximum(masses, 0.0), 0.0), good

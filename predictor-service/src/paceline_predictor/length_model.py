@@ -14,6 +14,7 @@ import numpy as np
 
 from paceline_core.calibration.offset import NO_OFFSETS, ShippedOffsets
 from paceline_core.calibration.online import CalibrationParams, OnlineLengths
+from paceline_core.lengths import OPEN_EDGE, conditioned
 from paceline_predictor.features import features
 from paceline_predictor.length_file import LengthFile
 from paceline_predictor.length_graph import LengthGraph
@@ -71,10 +72,11 @@ class FileLengths:
         return Bases(graph.version, graph.kind, masses, good)
 
     def answers(self, questions: Sequence[LengthQuestion], bases: Bases) -> LengthAnswers:
-        """The bases, as outcomes have corrected them."""
+        """The bases, as outcomes have corrected them, given what is out and what the limit is."""
         self._follow_file()
         keys = [(question.model, question.app) for question in questions]
         generated = np.array([question.generated_tokens for question in questions], dtype=np.float64)
+        limits = np.array([question.max_tokens or OPEN_EDGE for question in questions], dtype=np.float64)
         refined = self._online.refine(bases.masses, keys, generated, usable=bases.good)
         if bases.kind == "histogram":
             sources = ["histogram" if self._online.observed_of(model) else "prior" for model, _ in keys]
@@ -82,7 +84,10 @@ class FileLengths:
             self._count_bad_rows(bases)
             sources = ["histogram" if carried else bases.kind for carried in refined.from_histogram.tolist()]
         return LengthAnswers(
-            refined.probabilities, sources, refined.coverage_p90.tolist(), [bases.version] * len(questions)
+            conditioned(refined.probabilities, generated, limits),
+            sources,
+            refined.coverage_p90.tolist(),
+            [bases.version] * len(questions),
         )
 
     def learn(self, outcomes: Sequence[Outcome], bases: Bases) -> int:

@@ -71,7 +71,7 @@ class LengthAnswers:
     """Answers to N questions."""
 
     probabilities: FloatArray
-    """float64[N, K]: bin masses of the whole length; conditioning on what is out, and clipping, are the service's."""
+    """float64[N, K]: bin masses of the whole length, given what is out; mass past max_tokens is on it."""
     sources: Sequence[str]
     """N names as in LengthEstimate.source."""
     coverage_p90: Sequence[float]

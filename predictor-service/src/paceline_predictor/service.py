@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import islice
 
 from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
 from paceline_predictor import wire
@@ -28,7 +29,7 @@ from paceline_runtime.telemetry.names import (
 
 _ESTIMATES_A_TURN = 128
 _OUTCOMES_A_TURN = 64
-"""An estimate takes some 0.02 ms, an outcome 0.05 ms to read: other calls get their turn in between."""
+"""An estimate takes some 0.01 ms, an outcome 0.05 ms to read: other calls get their turn in between."""
 
 
 class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
@@ -60,9 +61,10 @@ class PredictorService(predictor_pb2_grpc.PredictorServiceServicer):
         asked = wire.questions(request)
         answers = await self._batcher.predict(asked)
         response = predictor_pb2.PredictLengthResponse()
-        for number, estimate in enumerate(wire.estimates(asked, answers), start=1):
-            response.estimates.append(estimate)
-            if number % _ESTIMATES_A_TURN == 0:
+        estimates = wire.estimates(asked, answers)
+        while part := list(islice(estimates, _ESTIMATES_A_TURN)):
+            response.estimates.extend(part)
+            if len(part) == _ESTIMATES_A_TURN:
                 await asyncio.sleep(0)
         for source, count in Counter(answers.sources).items():
             self._instruments.add(PREDICTIONS, count, source=source)

@@ -8,7 +8,7 @@ import numpy as np
 from paceline.common.v1 import estimate_pb2
 from paceline.predictor.v1 import predictor_pb2
 from paceline_core.calibration.recalibration import LEVELS
-from paceline_core.lengths import OPEN_EDGE, cdf_from_probabilities, conditioned, quantile
+from paceline_core.lengths import OPEN_EDGE, cdf_from_probabilities, quantile
 from paceline_predictor.model import KeyReport, LengthAnswers, LengthQuestion, ModelReport, Outcome
 from paceline_runtime.errors import PacelineError, invalid
 
@@ -32,26 +32,26 @@ def questions(request: predictor_pb2.PredictLengthRequest) -> list[LengthQuestio
 
 def question(query: predictor_pb2.LengthQuery, field: str) -> LengthQuestion:
     """One question; long texts are cut to what is read."""
-    if not query.model:
+    model, app, tenant, temperature = query.model, query.app, query.tenant, query.temperature
+    if not model:
         raise invalid("a question needs the model that will answer", field=f"{field}.model")
-    for name, text, limit in (
-        ("model", query.model, MAX_MODEL_CHARS),
-        ("app", query.app, MAX_APP_CHARS),
-        ("tenant", query.tenant, MAX_TENANT_CHARS),
-    ):
-        if len(text) > limit:
-            raise invalid(f"{name} is longer than {limit} characters", field=f"{field}.{name}")
-    if not math.isfinite(query.temperature) or query.temperature < 0:
+    if len(model) > MAX_MODEL_CHARS:
+        raise _too_long("model", MAX_MODEL_CHARS, field)
+    if len(app) > MAX_APP_CHARS:
+        raise _too_long("app", MAX_APP_CHARS, field)
+    if len(tenant) > MAX_TENANT_CHARS:
+        raise _too_long("tenant", MAX_TENANT_CHARS, field)
+    if not 0 <= temperature < math.inf:  # nan is neither
         raise invalid("temperature must be finite and not negative", field=f"{field}.temperature")
     return LengthQuestion(
-        model=query.model,
-        app=query.app,
-        tenant=query.tenant,
+        model=model,
+        app=app,
+        tenant=tenant,
         prompt_head=query.prompt_head[:MAX_PROMPT_CHARS],
         prompt_tail=query.prompt_tail[-MAX_PROMPT_CHARS:],
         prompt_tokens=query.prompt_tokens,
         max_tokens=query.max_tokens,
-        temperature=query.temperature,
+        temperature=temperature,
         turn_index=query.turn_index,
         has_tools=query.has_tools,
         wants_json=query.wants_json,
@@ -61,18 +61,24 @@ def question(query: predictor_pb2.LengthQuery, field: str) -> LengthQuestion:
     )
 
 
+def _too_long(name: str, limit: int, field: str) -> PacelineError:
+    return invalid(f"{name} is longer than {limit} characters", field=f"{field}.{name}")
+
+
 def estimates(
     asked: Sequence[LengthQuestion], answers: LengthAnswers
 ) -> Iterator[estimate_pb2.LengthEstimate]:
-    """The answers, conditioned on what is out and clipped at max_tokens."""
-    generated = np.array([question.generated_tokens for question in asked], dtype=np.float64)
-    limits = np.array([question.max_tokens or OPEN_EDGE for question in asked], dtype=np.float64)
-    rows = conditioned(answers.probabilities, generated, limits)
+    """The answers as messages."""
     for question, row, source, coverage, version in zip(
-        asked, rows, answers.sources, answers.coverage_p90, answers.versions, strict=True
+        asked,
+        answers.probabilities.tolist(),
+        answers.sources,
+        answers.coverage_p90,
+        answers.versions,
+        strict=True,
     ):
         yield estimate_pb2.LengthEstimate(
-            probabilities=row.tolist(),
+            probabilities=row,
             model_version=version,
             source=source,
             coverage_p90=coverage,

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -37,6 +38,7 @@ APP_BUCKETS: Final = slice(_APP[0], _APP[0] + _APP[1])
 _FIRSTS: Final = np.array([_HEAD[0], _TAIL[0], _OUTPUT[0]], dtype=np.uint64)
 _SIZES: Final = np.array([_HEAD[1], _TAIL[1], _OUTPUT[1]], dtype=np.uint64)
 _HALF: Final = np.uint64(32)
+_ONE: Final = np.float32(1.0)
 
 _PART_BYTES: Final = 4096
 _OUTPUT_BYTES: Final = 1024
@@ -112,15 +114,20 @@ def _fill(
     joint, begins = join(parts)
     found = words(joint, begins)
     _count(found, text)
-    words_of = found.bounds.tolist()
+    bounds = found.bounds.tolist()
     rows = []
     for i, question in enumerate(questions):
         head, tail, output = parts[3 * i : 3 * i + 3]
-        text[i, _APP[0] + zlib.crc32(question.app.encode("utf-8", "surrogatepass")) % _APP[1]] = 1.0
-        hashes = found.hashes[words_of[3 * i + 2] : words_of[3 * i + 3]].tolist() if output else []
+        text[i, _app_bucket(question.app)] = 1.0
+        hashes = found.hashes[bounds[3 * i + 2] : bounds[3 * i + 3]].tolist() if output else []
         rows.append(plain(question, head, tail, output, hashes))
+    add_cues(rows, found, bounds, joint)
     numeric[:] = rows
-    add_cues(numeric, found, joint)
+
+
+@lru_cache(maxsize=1024)
+def _app_bucket(app: str) -> int:
+    return _APP[0] + zlib.crc32(app.encode("utf-8", "surrogatepass")) % _APP[1]
 
 
 def _first_buckets(n: int) -> HashArray:
@@ -134,11 +141,17 @@ def _count(found: Words, text: NDArray[np.float32]) -> None:
     if not found.count:
         return
     n = len(text)
+    flat = text.reshape(-1)
+    # The upper half of a hash, as a number below the part's size.
+    places = found.hashes >> _HALF
+    if n == 1 and found.bounds[1] == found.count:  # all words are in the head
+        places *= _SIZES[0]
+        places >>= _HALF
+        np.add.at(flat, places.view(np.int64), _ONE)
+        return
     per_text = np.diff(found.bounds)
     first = np.repeat(_first_buckets(n), per_text)
     size = np.repeat(np.tile(_SIZES, n), per_text)
-    # The upper half of a hash, as a number below the part's size.
-    places = found.hashes >> _HALF
     for part in (places[: found.count], places[found.count :]):
         part *= size[: len(part)]
         part >>= _HALF
@@ -148,5 +161,4 @@ def _count(found: Words, text: NDArray[np.float32]) -> None:
     last = last[(last >= 0) & (last < found.count - 1)]
     places[found.count + last] = text.size
     buckets = places.view(np.int64)
-    buckets = buckets[buckets < text.size]
-    np.add.at(text.reshape(-1), buckets, np.float32(1.0))
+    np.add.at(flat, buckets[buckets < text.size], _ONE)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline_predictor.features.words import HashArray, hash_of
 
@@ -199,37 +198,30 @@ _TOKENS_OF_ANOTHER: Final = 25.0
 
 
 class CueTable:
-    """Finds phrases among hashes: one look at a table of 2^16 by the upper bits, then the few hits are compared."""
+    """Finds phrases among hashes: one look at a small table by the upper bits, then the few hits are looked up."""
 
     def __init__(self, cues: Sequence[tuple[str, ...]]) -> None:
-        hashes, numbers = [0], [0]
-        slots = np.zeros(1 << 16, dtype=np.uint16)
+        self._numbers: dict[int, int] = {}
+        self._may_be = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
         for number, phrases in enumerate(cues):
             for phrase in phrases:
                 value = hash_of(phrase)
-                slot = value >> 48
-                if slots[slot]:
-                    if hashes[slots[slot]] != value:
-                        raise ValueError(
-                            f"the cue {phrase!r} needs another word: its place in the table is taken"
-                        )
-                    continue
-                slots[slot] = len(hashes)
-                hashes.append(value)
-                numbers.append(number)
-        self._slots = slots
-        self._hashes = np.array(hashes, dtype=np.uint64)
-        self._numbers = np.array(numbers, dtype=np.int64)
+                self._numbers.setdefault(value, number)
+                self._may_be[value >> (64 - _TABLE_BITS)] = True
 
-    def find(self, hashes: HashArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices of the hashes that are cues, and the number of the cue of each."""
-        entry = self._slots.take((hashes >> np.uint64(48)).view(np.int64))
-        hits = entry.nonzero()[0]
-        entry = entry[hits]
-        true = self._hashes[entry] == hashes[hits]
-        return hits[true], self._numbers[entry[true]]
+    def find(self, hashes: HashArray) -> list[tuple[int, int]]:
+        """Index of each hash that is a cue, ascending, and the number of the cue."""
+        hits = self._may_be.take((hashes >> _TABLE_SHIFT).view(np.int64)).nonzero()[0]
+        numbers = self._numbers
+        return [
+            (at, numbers[value])
+            for at, value in zip(hits.tolist(), hashes[hits].tolist(), strict=True)
+            if value in numbers
+        ]
 
 
+_TABLE_BITS: Final = 14
+_TABLE_SHIFT: Final = np.uint64(64 - _TABLE_BITS)
 _NUMBERS = [tuple(f"{'0' * digits} {unit}" for digits in (1, 2, 3, 4)) for unit in COUNTED]
 PROMPT_TABLE: Final = CueTable([*PROMPT_CUES.values(), *_NUMBERS])
 """Finds the number of a cue in PROMPT_CUES, or len(PROMPT_CUES) plus that of a unit in COUNTED."""

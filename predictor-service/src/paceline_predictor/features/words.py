@@ -86,8 +86,10 @@ class Words:
 
 def join(texts: Sequence[bytes]) -> tuple[bytes, IndexArray]:
     """The texts in one, a space around each, and where each begins (and the end), int64[S+1]."""
-    ends = np.cumsum([1, *(len(text) + 1 for text in texts)])
-    return b" " + b" ".join(texts) + b" ", ends
+    ends = [1]
+    for text in texts:
+        ends.append(ends[-1] + len(text) + 1)
+    return b" " + b" ".join(texts) + b" ", np.array(ends, dtype=np.int64)
 
 
 def words(joint: bytes, begins: IndexArray) -> Words:
@@ -95,27 +97,33 @@ def words(joint: bytes, begins: IndexArray) -> Words:
     if len(joint) > MAX_BYTES:
         raise ValueError(f"at most {MAX_BYTES} bytes at once, got {len(joint)}")
     folded = np.frombuffer(joint.translate(_FOLD), dtype=np.uint8)
-    inside = folded != 0
-    if folded.max(initial=0) < _FIRST_IDEOGRAPH:
-        flips = np.flatnonzero(inside[1:] != inside[:-1])
-        starts, lasts = flips[0::2] + 1, flips[1::2]
-    else:
-        begin = inside[1:] & (~inside[:-1] | _IS_IDEOGRAPH[folded[1:]])
-        end = inside[:-1] & (~inside[1:] | _IS_IDEOGRAPH[folded[1:]])
-        starts, lasts = np.flatnonzero(begin) + 1, np.flatnonzero(end)
+    edges = _edges(folded, joint.isascii())
     running = _VALUES.take(folded)
     running *= _POWERS[: len(running)]
-    np.cumsum(running, out=running)
+    np.add.accumulate(running, out=running)
+    sums = running.take(edges)
+    starts = edges[0::2] + 1
     count = len(starts)
     hashes = np.empty(max(0, 2 * count - 1), dtype=np.uint64)
     single, pairs = hashes[:count], hashes[count:]
-    np.multiply(running.take(lasts) - running.take(starts - 1), _INVERSES.take(starts), out=single)
+    np.subtract(sums[1::2], sums[0::2], out=single)
+    single *= _INVERSES.take(starts)
     _mix(single)
     if count > 1:
         np.multiply(single[:-1], _PAIR, out=pairs)
         pairs += single[1:]
         _mix(pairs)
-    return Words(count, hashes, starts, np.searchsorted(starts, begins))
+    return Words(count, hashes, starts, starts.searchsorted(begins))
+
+
+def _edges(folded: NDArray[np.uint8], is_ascii: bool) -> IndexArray:
+    """Of each word the byte before its first, then its last one."""
+    inside = folded != 0
+    if is_ascii or folded.max(initial=0) < _FIRST_IDEOGRAPH:
+        return np.asarray((inside[1:] != inside[:-1]).nonzero()[0])
+    begin = inside[1:] & (~inside[:-1] | _IS_IDEOGRAPH[folded[1:]])
+    end = inside[:-1] & (~inside[1:] | _IS_IDEOGRAPH[folded[1:]])
+    return np.stack([begin.nonzero()[0], end.nonzero()[0]], axis=1).ravel()
 
 
 def _mix(hashes: HashArray) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_core.calibration.evidence import Rows
 from paceline_core.calibration.offset import LOG_MIDDLE, log_moments, stretched
 from paceline_core.calibration.recalibration import recalibrated
 from paceline_core.lengths import LOWER, OPEN_EDGE, TAIL, TAIL_MIX, UPPER, FloatArray, K
@@ -30,6 +31,28 @@ class Known:
     """[N, PIT_BINS + 1] The map of the CDF."""
     settled: FloatArray
     """[N] How far the offset has been found, from 0 to 1."""
+
+    def part(self, rows: slice | Rows) -> "Known":
+        """Those of some rows."""
+        return Known(
+            self.shipped[rows],
+            self.offset[rows],
+            self.scale[rows],
+            self.histogram[rows],
+            self.base_share[rows],
+            self.table[rows],
+            self.settled[rows],
+        )
+
+    def put(self, rows: slice, known: "Known") -> None:
+        """Overwrite some rows."""
+        self.shipped[rows] = known.shipped
+        self.offset[rows] = known.offset
+        self.scale[rows] = known.scale
+        self.histogram[rows] = known.histogram
+        self.base_share[rows] = known.base_share
+        self.table[rows] = known.table
+        self.settled[rows] = known.settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +82,16 @@ def forecast(
     missing = None if usable is None or usable.all() else ~usable
     mass = _distributions(base if missing is None else np.where(missing[:, None], TAIL, base))
     mean, variance = log_moments(mass)
-    parts = np.stack([stretched(mass, mean, known.shipped + known.offset, known.scale), known.histogram])
+    parts = np.empty((2, *mass.shape))
+    parts[0] = stretched(mass, mean, known.shipped + known.offset, known.scale)
+    parts[1] = known.histogram
     if g.any():
         parts = _given(parts, g)
     share = known.base_share if missing is None else np.where(missing, 0.0, known.base_share)
-    mixed = share[:, None] * parts[0] + (1 - share[:, None]) * parts[1]
-    mixed_cdf = np.minimum(np.cumsum(mixed, axis=1), 1.0)
+    mixed_cdf = share[:, None] * parts[0]
+    mixed_cdf += (1 - share[:, None]) * parts[1]
+    np.add.accumulate(mixed_cdf, axis=1, out=mixed_cdf)
+    np.minimum(mixed_cdf, 1.0, out=mixed_cdf)
     mixed_cdf[:, -1] = 1.0
     return Forecast(
         g, mean, variance, parts, share, mixed_cdf, known.table, recalibrated(mixed_cdf, known.table)
@@ -74,10 +101,16 @@ def forecast(
 def _distributions(base: FloatArray) -> FloatArray:
     """Checked and scaled to sum to 1, with the tail every reader mixes in."""
     mass = np.asarray(base, dtype=np.float64)
-    total = mass.sum(axis=1, keepdims=True)
-    if mass.shape[1] != K or not np.isfinite(total).all() or mass.min(initial=0.0) < 0 or (total <= 0).any():
+    total = np.add.reduce(mass, axis=1)
+    # Comparisons with nan are false; an infinite mass has an infinite sum.
+    good = (
+        np.minimum.reduce(mass, axis=None, initial=0.0) >= 0 and (total > 0).all() and (total < np.inf).all()
+    )
+    if mass.shape[1] != K or not good:
         raise ValueError("bin masses must be finite, not negative, and not all zero")
-    return np.asarray((1 - TAIL_MIX) / total * mass + TAIL_MIX * TAIL)
+    scaled = ((1 - TAIL_MIX) / total)[:, None] * mass
+    scaled += _TAIL_SHARE
+    return np.asarray(scaled)
 
 
 def _given(parts: FloatArray, generated: FloatArray) -> FloatArray:
@@ -103,8 +136,10 @@ def whole(cdf: FloatArray, generated: FloatArray) -> FloatArray:
     mass = cdf.copy()
     mass[:, 1:] -= cdf[:, :-1]
     if not generated.any():
-        mass = np.maximum(mass - _TAIL_SHARE, 0.0)
-        return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+        mass -= _TAIL_SHARE
+        np.maximum(mass, 0.0, out=mass)
+        mass /= np.add.reduce(mass, axis=1)[:, None]
+        return mass
     ahead = np.clip((UPPER - generated[:, None]) / (UPPER - LOWER), 0.0, 1.0)
     tail = TAIL_MIX * TAIL * ahead
     mass = np.maximum(mass * (1 - TAIL_MIX + tail.sum(axis=1, keepdims=True)) - tail, 0.0)

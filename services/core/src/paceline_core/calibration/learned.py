@@ -8,6 +8,7 @@ import numpy as np
 from paceline_core.calibration.drift import Drift
 from paceline_core.calibration.evidence import BLANK, Evidence, Rows
 from paceline_core.calibration.forecast import Known
+from paceline_core.calibration.kept import KeptKnown, Place
 from paceline_core.calibration.offset import ShippedOffsets
 from paceline_core.calibration.params import BUCKETS, CalibrationParams, LengthKey
 from paceline_core.calibration.recalibration import IDENTITY, LEVELS, PIT_BINS, PIT_EDGES, pit_map
@@ -46,7 +47,7 @@ class Learned:
         self._c_calibration[:, PIT_BINS] = p.mixture_concentration
         self._length_prior = np.concatenate([prior(many), [0.0, 1.0]])
         self._calibration_prior = np.append(IDENTITY, p.base_share)
-        self._kept: dict[tuple[LengthKey, int, bytes], Known] = {}
+        self._kept = KeptKnown()
         self._grow(self._first_app + min(16, self._apps.capacity))
 
     @property
@@ -77,20 +78,27 @@ class Learned:
         buckets = np.searchsorted(_BUCKET_ENDS, generated, side="right")
         return np.asarray(paths * len(BUCKETS) + buckets[:, None])
 
+    def asked(
+        self, keys: Sequence[LengthKey], generated: FloatArray, worlds: Sequence[int] | None
+    ) -> tuple[Known, FloatArray]:
+        """What is known of N keys, and the coverages [N] of their P90."""
+        if worlds is not None:
+            return self._work_out(self.paths(keys, worlds), keys, generated)
+        if not keys:
+            return self._work_out(self.paths(keys, None), keys, generated)
+        buckets = np.searchsorted(_BUCKET_ENDS, generated, side="right").tolist()
+        return self._kept.read(list(zip(keys, buckets, strict=True)), self._of_places)
+
     def known(self, keys: Sequence[LengthKey], paths: Rows, generated: FloatArray) -> Known:
-        """What is known of N keys. Kept for single questions until the next outcome: of a live request the same is
-        asked again and again."""
+        """What is known of N keys."""
         places = self.places(paths, generated)
-        asked = (keys[0], int(places[0, 0]) % len(BUCKETS), paths.tobytes()) if len(keys) == 1 else None
-        if asked is not None and (kept := self._kept.get(asked)) is not None:
-            return kept
         shipped, concentration = self._shipped(keys)
         learned = self.lengths.mean(paths, self._length_prior, concentration)
         calibration = self.calibration.mean(places, self._calibration_prior, self._c_calibration)
         shares = calibration[:, :PIT_BINS]
         behind = self.calibration.weights[places[:, -1], 0] + self._c_calibration[-1, 0]
         shares[:, -1] += self.params.conformal_outcomes / behind
-        known = Known(
+        return Known(
             shipped=shipped,
             offset=learned[:, K],
             scale=np.clip(np.sqrt(learned[:, K + 1]), *_SCALES),
@@ -99,11 +107,16 @@ class Learned:
             table=pit_map(shares, self.steer[places].sum(axis=1)),
             settled=self._settled(paths, concentration),
         )
-        if asked is not None:
-            if len(self._kept) >= _MOST_KEPT:
-                self._kept.clear()
-            self._kept[asked] = known
-        return known
+
+    def _of_places(self, places: Sequence[Place]) -> tuple[Known, FloatArray]:
+        keys = [key for key, _ in places]
+        generated = np.array([BUCKETS[bucket] for _, bucket in places], dtype=np.float64)
+        return self._work_out(self.paths(keys, None), keys, generated)
+
+    def _work_out(
+        self, paths: Rows, keys: Sequence[LengthKey], generated: FloatArray
+    ) -> tuple[Known, FloatArray]:
+        return self.known(keys, paths, generated), self.drift.coverage_p90(paths[:, 2])
 
     def paths(self, keys: Sequence[LengthKey], worlds: Sequence[int] | None) -> Rows:
         """Rows of fleet, model and app for each key, int64[N, 3]; BLANK for what is not known."""
@@ -235,7 +248,6 @@ class Learned:
 _BUCKET_ENDS = np.array(BUCKETS[1:], dtype=np.float64)
 _SCALES = (0.3, 3.0)
 """A base is never taken to be further off in its spread."""
-_MOST_KEPT = 512
 _ENOUGH = 1e9
 """Outcomes that a shipped offset rests on: more than any that come."""
 

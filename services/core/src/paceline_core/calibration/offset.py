@@ -31,7 +31,7 @@ def stretched(
     """Bin masses [N, K] of exp(mean + offset + scale * (log L - mean)), for L with bin masses [N, K]; others [N]."""
     n = len(probabilities)
     cdf = np.zeros((n, K + 1))
-    np.cumsum(probabilities, axis=1, out=cdf[:, 1:])
+    np.add.accumulate(probabilities, axis=1, out=cdf[:, 1:])
     back = mean[:, None] + (_LOG_EDGES[1:-1] - (mean + offset)[:, None]) / scale[:, None]
     out = np.empty((n, K + 1))
     out[:, 0], out[:, K] = 0.0, cdf[:, K]

@@ -76,14 +76,10 @@ class OnlineLengths:
         `worlds` [N]: which of `max_worlds` separate fleets each row asks. `usable` [N]: False where there is no base,
         so that the running histogram answers alone. Raises ValueError on other base rows that are not distributions.
         """
-        paths = self._learned.paths(keys, worlds)
         g = np.asarray(generated, dtype=np.float64)
-        answer = forecast(base, self._learned.known(keys, paths, g), g, usable)
-        return Refined(
-            whole(answer.answer, answer.generated),
-            answer.base_share < 0.5,
-            self._learned.drift.coverage_p90(paths[:, 2]),
-        )
+        known, coverage = self._learned.asked(keys, g, worlds)
+        answer = forecast(base, known, g, usable)
+        return Refined(whole(answer.answer, answer.generated), answer.base_share < 0.5, coverage)
 
     def observe(
         self,
