@@ -189,6 +189,8 @@ class Simulator:
             return
         calls = job.job.calls
         for place in [place for place in job.waiting if call.place in calls[place].parents]:
+            if place not in job.waiting:
+                break  # a sibling was given up as it came due, and the task with it
             job.waiting[place] -= 1
             if job.waiting[place] == 0:
                 del job.waiting[place]
