@@ -1,9 +1,10 @@
 """The `scheduler` section of the configuration."""
 
+import math
 import uuid
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.registry import POLICIES
@@ -66,6 +67,14 @@ class SchedulerConfig(ConfigModel):
     """Further settings of the gRPC server; its `listen` is not used."""
     channel: ChannelConfig = ChannelConfig(grpc=GrpcConfig(reconnect_min_ms=50, reconnect_max_ms=500))
     """How the executor and the routers are dialled."""
+
+    @field_validator("tenant_shares")
+    @classmethod
+    def _positive(cls, shares: dict[str, float]) -> dict[str, float]:
+        bad = sorted(tenant for tenant, share in shares.items() if not 0 < share < math.inf)
+        if bad:
+            raise ValueError(f"shares must be greater than 0 and finite; see {', '.join(bad)}")
+        return shares
 
 
 class SchedulerServiceConfig(ServiceConfig):

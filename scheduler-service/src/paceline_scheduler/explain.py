@@ -66,6 +66,7 @@ class Explainer:
             raise PacelineError(Reason.NOT_FOUND, f"request {request_id!r} is not on this engine")
         state = self._state
         rows = np.asarray([attempt.row])
+        state.tenants.tell(rows)  # accounts move on between plans
         remaining, laxity = self._numbers(rows)
         record = self._planner.record
         keys = list(record.plan.attempt_keys)

@@ -80,6 +80,7 @@ class Intake:
             add=None,
         )
         row = table.add(attempt, self._cdf(submit.estimate), max(1, spec.max_tokens))
+        state.tenants.joined(attempt)
         if slo.slo_class is SloClass.TASK:
             self._task(row, submit, arrival_ms + submit.elapsed_ms)
             if np.isfinite(table.task_due_ms[row]):

@@ -34,6 +34,7 @@ from paceline_scheduler.reports import Reports
 from paceline_scheduler.session import RouterSession, SessionRegistry
 from paceline_scheduler.shedding import Shedding
 from paceline_scheduler.state import SchedulerState, unix_ms
+from paceline_scheduler.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,13 @@ class SchedulerLoop:
         tracer: Tracer | None = None,
     ) -> None:
         self.started_unix_ms = unix_ms()
+        table = LiveTable[Attempt]()
         self.state = SchedulerState(
             config=config,
-            table=LiveTable[Attempt](),
+            table=table,
             tracker=SloTracker(),
             fitter=EngineModelFitter(),
+            tenants=Tenants(table, config.tenant_shares),
             sessions=SessionRegistry(config.session_backlog_bytes),
             outbox=CommandOutbox(),
             mark_dirty=self._mark_dirty,

@@ -81,6 +81,7 @@ class Planner:
         state = self._state
         table = state.table
         rows = table.live_rows()
+        state.tenants.tell(rows)
         view = table.view(
             state.engine.capacity,
             state.fitter.model,

@@ -69,6 +69,7 @@ class Reports:
             self.accepted(accepted)
         for step in report.steps:
             self._step(step, now)
+        state.tenants.settle()
         for batch in report.republished:
             self._tokens(batch, now)
         for ended in report.ended:
@@ -164,6 +165,7 @@ class Reports:
             if not len(rows):
                 return
         table.generated[rows] = upto
+        state.tenants.served(rows, count)
         state.tokens += int(count.sum())
         kv_tokens = table.prompt_tokens[rows] + (upto - 1)
         table.kv_tokens[rows] = np.where(table.state[rows] == _EVICTED, 0, kv_tokens) if moved else kv_tokens
@@ -193,6 +195,8 @@ class Reports:
         """States and prefill moved."""
         state = self._state
         table = state.table
+        rows: list[int] = []
+        work: list[int] = []
         for key, kv_tokens, wire_state in zip(
             step.progress_keys, step.progress_kv_tokens, step.progress_states, strict=False
         ):
@@ -202,10 +206,16 @@ class Reports:
                 continue
             row = attempt.row
             was_prefilling = table.kv_tokens[row] < table.prompt_tokens[row]
+            if kv_tokens > table.kv_tokens[row] and was_prefilling:
+                prefilled = min(kv_tokens, int(table.prompt_tokens[row])) - int(table.kv_tokens[row])
+                rows.append(row)
+                work.append(prefilled)
             table.kv_tokens[row] = kv_tokens
             if was_prefilling and kv_tokens >= table.prompt_tokens[row]:
                 state.mark_dirty()
             self.moved_to(attempt, stands, now_ms)
+        if rows:
+            state.tenants.served(np.asarray(rows), np.asarray(work))
 
     def moved_to(self, attempt: Attempt, stands: RunState, now_ms: float) -> None:
         """The engine says where the attempt stands."""

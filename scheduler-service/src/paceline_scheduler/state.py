@@ -16,6 +16,7 @@ from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.config import SchedulerConfig
 from paceline_scheduler.outbox import CommandOutbox
 from paceline_scheduler.session import SessionRegistry
+from paceline_scheduler.tenants import Tenants
 from paceline_scheduler.wire import capacity_from
 
 
@@ -56,6 +57,7 @@ class SchedulerState:
     table: LiveTable[Attempt]
     tracker: SloTracker
     fitter: EngineModelFitter
+    tenants: Tenants
     sessions: SessionRegistry
     outbox: CommandOutbox
     mark_dirty: Callable[[], None]

@@ -39,7 +39,8 @@ def settled(
 class TenantAccounts:
     """The accounts of one engine, by the small numbers that stand for tenants (`LiveTable.tenant`).
 
-    A number may be given to another tenant once nobody uses it: `serve` has to be told of who is present before that.
+    A number may be given to another tenant once nobody uses it: `open` tells so, unless `serve` was told meanwhile that
+    nobody of it was present.
     """
 
     def __init__(
@@ -49,6 +50,12 @@ class TenantAccounts:
         """Share of a tenant relative to others; 1 where nothing is said."""
         self._bound = bound_tokens
         self._lag = np.zeros(16)
+
+    def open(self, tenant: int, weight: float = 1.0) -> None:
+        """The number `tenant` stands for somebody new, who is owed by `weight`: an empty account."""
+        self._weights[tenant] = weight
+        if tenant < len(self._lag):
+            self._lag[tenant] = 0.0
 
     def serve(self, present: Tenants, tenants: Tenants, tokens: IntArray | FloatArray) -> None:
         """The engine worked `tokens` [M] for requests of `tenants` [M]; live requests are of `present` [N]."""
