@@ -110,6 +110,6 @@ def listed(view: BatchView, rows: IntArray, chosen: IntArray, waiting: Waiting, 
         out[fresh] = True  # would the same be chosen once `kept` runs?
         again = waiting.choose(rows[out[rows]], len(fresh))
         holds = left_steps if np.array_equal(np.sort(again), np.sort(fresh)) else 1
-    elif not len(others):
+    elif not len(fresh) and not len(others):
         holds = UNTIL_EVENT
     return FrameList(np.concatenate([kept, fresh, rest]), len(kept), holds)

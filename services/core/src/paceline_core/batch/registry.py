@@ -14,6 +14,7 @@ from paceline_core.batch.pace.policy import Oracle, Pace
 from paceline_core.batch.policy import BatchPolicy
 from paceline_core.batch.sarathi import Sarathi
 from paceline_core.batch.sjf import Sjf, SjfMean
+from paceline_core.batch.slos_serve import SlosServe
 
 _CLASSES: Final[tuple[type[Any], ...]] = (
     Fcfs,
@@ -24,6 +25,7 @@ _CLASSES: Final[tuple[type[Any], ...]] = (
     Edf,
     EdfShed,
     LlfShed,
+    SlosServe,
     Gmax,
     GmaxArtifact,
     GmaxNoAnalyzer,
