@@ -31,12 +31,13 @@ async def test_all_figures_come_out(tmp_path: Path) -> None:
         figures |= await measure_calls(PLAN, app.address, os.getpid(), told.append)
     for name in (
         "single_ms_p50", "single_ms_p99", "batch64_ms_p50", "refine_256_ms_p50", "refine_10k_ms_p50", "grpc_qps",
-        "grpc_ms_p50", "grpc_ms_p99", "grpc_batched_qps", "model_bytes", "service_rss_mb",
+        "grpc_ms_p50", "grpc_ms_p99", "grpc_batched_qps", "grpc_null_qps", "grpc_null_ms_p99", "grpc_null_most_qps",
+        "model_bytes", "service_rss_mb",
     ):  # fmt: skip
         assert figures[name] > 0, name
     assert (figures["model_kind"], figures["model_version"], figures["grpc_failed"]) == ("qrf", "tiny-1", 0)
     assert figures["grpc_qps"] <= 50
-    assert len(told) == 3
+    assert len(told) == 4
 
 
 def test_questions_follow_the_seed_and_no_two_are_alike() -> None:

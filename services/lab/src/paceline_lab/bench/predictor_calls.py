@@ -1,7 +1,8 @@
 """What a predictor process carries over gRPC: single questions at a fixed rate, and calls of 64 as fast as it can.
 
 Requests are made before the clock starts, and answers are not read: the figures are the service's, as far as a client
-in Python on the same machine lets it.
+in Python on the same machine lets it. How far that is, is measured too: the same client with a server that does
+nothing (`grpc_null_*`). Where that misses a line the machine cannot show the service to meet it.
 """
 
 import asyncio
@@ -16,12 +17,14 @@ import uvloop
 
 from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
 from paceline_lab.bench.predictor import BATCH, PredictorPlan, bench_questions
+from paceline_lab.bench.predictor_null import null_server
 from paceline_predictor.model import LengthQuestion
 from paceline_runtime.channel import channel
 
 _METHOD = "/paceline.predictor.v1.PredictorService/PredictLength"
 _CALL_S = 10.0
 _WARM_OUTCOMES = 300
+_NULL_CALLS = 32
 
 T = TypeVar("T")
 
@@ -50,6 +53,7 @@ async def measure_calls(
         await _closed_loop(call, batches, plan.batched_calls, plan.warmup_s)
         batched = await _closed_loop(call, batches, plan.batched_calls, plan.batched_s)
         say(f"{batched:.0f} questions/s in calls of {BATCH}")
+        rss_mb = process.memory_info().rss / (1 << 20)
     return {
         "grpc_qps": round(rate, 1),
         "grpc_failed": failed,
@@ -58,7 +62,27 @@ async def measure_calls(
         "grpc_ms_p99": round(float(p99), 3),
         "grpc_service_cores": round(cores, 3),
         "grpc_batched_qps": round(batched, 1),
-        "service_rss_mb": round(process.memory_info().rss / (1 << 20), 1),
+        "service_rss_mb": round(rss_mb, 1),
+        **await _nothing(plan, singles, say),
+    }
+
+
+async def _nothing(
+    plan: PredictorPlan, requests: Sequence[bytes], say: Callable[[str], None]
+) -> dict[str, float]:
+    """The single questions at the same rate to a server that does nothing, and the most of them that come through."""
+    async with null_server() as address, channel(address) as connection:
+        call: Any = connection.unary_unary(_METHOD)
+        await _open_loop(call, requests, plan.rate_per_s, plan.warmup_s)
+        rate, latencies_ms, _ = await _open_loop(call, requests, plan.rate_per_s, plan.open_loop_s / 2)
+        most = await _closed_loop(call, requests, _NULL_CALLS, plan.batched_s / 2) / BATCH
+    p50, p99 = np.percentile(latencies_ms, (50, 99))
+    say(f"a server that does nothing: {rate:.0f}/s, P50 {p50:.2f} ms, P99 {p99:.2f} ms; {most:.0f}/s at most")
+    return {
+        "grpc_null_qps": round(rate, 1),
+        "grpc_null_ms_p50": round(float(p50), 3),
+        "grpc_null_ms_p99": round(float(p99), 3),
+        "grpc_null_most_qps": round(most, 1),
     }
 
 
