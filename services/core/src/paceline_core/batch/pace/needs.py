@@ -49,6 +49,8 @@ class Needs:
     task: BoolArray
     tokens: FloatArray
     """Expected output tokens still to come."""
+    done_share: FloatArray
+    """Share of a task's time that was over when this call came: what it may have earned by then is at stake too."""
     rest_tokens: FloatArray
     """Expected tokens of the task after this call, along its critical path."""
     prefill_ms: FloatArray
@@ -92,6 +94,9 @@ def needs_of(view: BatchView, rows: IntArray, pace: Pace, now_ms: float) -> Need
         bounded=bounded,
         task=task,
         tokens=tokens,
+        done_share=np.where(
+            task, np.clip(1.0 - (end - arrival) / np.maximum(view.e2e_ms[rows], 1.0), 0.0, 0.8), 0.0
+        ),
         rest_tokens=view.task_rest_tokens[rows],
         prefill_ms=prefill_ms,
         next_ms=np.where(stream, arrival + view.ttft_ms[rows] + generated * tbt, _FAR_MS),

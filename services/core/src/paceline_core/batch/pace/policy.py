@@ -1,26 +1,29 @@
 """Admit, then pace: choose the requests worth serving, then serve them in the order in which they cannot wait."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import numpy as np
 
+from paceline_core.batch.frames import at_frame_end, steps_to_frame_end
 from paceline_core.batch.pace import value
 from paceline_core.batch.pace.demand import Demand, admit
+from paceline_core.batch.pace.frame import frame_steps, in_order, running_head
 from paceline_core.batch.pace.needs import Needs, needs_of, pace_of
 from paceline_core.batch.pace.needs import Pace as Speed
-from paceline_core.batch.pace.shape import prefill_budget, prompts_apart
+from paceline_core.batch.pace.shape import choose_head, prefill_budget
 from paceline_core.batch.pace.triage import lost, shed
-from paceline_core.batch.pace.urgency import Margins, Place, laxity_ms, places
+from paceline_core.batch.pace.urgency import Place, laxity_ms, places
 from paceline_core.batch.plan import UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
-from paceline_core.batch.view import BatchView, FloatArray, IntArray
+from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
 
 _LEAST_LIST: Final = 128
 """Rows that are looked at closely at least: where fewer are live, the list is of all of them."""
 _UPPER_DEVIATIONS: Final = 1.645
 """Standard deviations between the mean and the upper level of a length, were it normal."""
 _REASONS: Final = (
+    PlanReason.LAXITY,
     PlanReason.URGENT,
     PlanReason.WANTED,
     PlanReason.SPARE,
@@ -66,82 +69,101 @@ class Pace:
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
         runnable = np.flatnonzero(view.runnable())
-        if not len(runnable):
-            return BatchPlan(runnable, np.empty(0), [], max(1, view.capacity.prefill_chunk_tokens))
-        everybody = len(runnable) <= view.capacity.max_batch
-        if everybody and not view.drops[runnable].any() and not view.prefill_left()[runnable].any():
-            return self._all_of(view, runnable)
-        worth = value.Worth(self.request_tokens, self.task_tokens, self.fair_tokens)
-        chunk = view.capacity.prefill_chunk_tokens
-        speed = pace_of(view, runnable, chunk)
-        needs = needs_of(view, runnable, speed, now_ms)
-        calls = value.TaskCalls(view, needs)
-        possible = value.tokens_possible(needs, speed)
-        rough = value.rough_chance(needs, possible)
-        near = self._shortlist(view, needs, value.density(view, needs, speed, worth, rough, calls))
-        if len(near) < len(runnable):
-            needs, possible, calls = needs.take(near), possible[near], calls.take(near)
-        return self._ordered(view, needs, speed, worth, possible, calls, now_ms)
+        steps = frame_steps(view, self.hold_steps)
+        left = steps_to_frame_end(view, steps)
+        if not at_frame_end(view, steps) or len(runnable) <= view.capacity.max_batch:
+            head = running_head(view, runnable)
+            if head is not None:
+                return self._written(view, runnable, head, left)
+        return self._chosen(view, runnable, now_ms, left)
 
-    def _ordered(
-        self,
-        view: BatchView,
-        needs: Needs,
-        speed: Speed,
-        worth: value.Worth,
-        possible: FloatArray,
-        calls: value.TaskCalls,
-        now_ms: float,
-    ) -> BatchPlan:
+    def _chosen(self, view: BatchView, runnable: IntArray, now_ms: float, steps: int) -> BatchPlan:
+        """A new run set."""
+        worth = value.Worth(self.request_tokens, self.task_tokens, self.fair_tokens)
+        speed = pace_of(view, runnable, view.capacity.prefill_chunk_tokens)
+        needs = needs_of(view, runnable, speed, now_ms)
+        possible = value.tokens_possible(needs, speed)
+        near = self._shortlist(view, needs, speed, worth, possible)
+        if len(near) < len(runnable):
+            needs, possible = needs.take(near), possible[near]
         rows = needs.row
         p_meet = value.chance(view, needs, possible)
-        density = value.density(view, needs, speed, worth, p_meet, calls)
-        density = np.where(needs.running, density * self.stay, density)
         in_time = value.tokens_in_time(needs, speed)
+        density = value.density(view, needs, speed, worth, p_meet, in_time)
+        density = np.where(needs.running, density * self.stay, density)
         hopeless = lost(view, needs, p_meet, in_time, self.least_chance)
         deviation = self._deviation(view, needs)
-        demand = _demand(needs, speed, deviation)
-        admitted = admit(demand, np.where(hopeless, 0.0, density), self.z, self.share)
-        rejected = ~admitted & ~hopeless & (needs.stream | needs.bounded)
+        admitted = admit(
+            _demand(needs, speed, deviation), np.where(hopeless, 0.0, density), self.z, self.share
+        )
         laxity = laxity_ms(needs, speed, deviation, self.length_doubt)
-        margins = Margins(self.hold_steps * speed.step_ms, self.first_share, self.length_doubt)
-        first_budget = np.where(needs.stream & (view.generated[rows] == 0), view.ttft_ms[rows], 0.0)
-        place = places(needs, speed, laxity, admitted, hopeless, first_budget, margins)
-        waits_by_time = (place == Place.URGENT) | (place == Place.AHEAD)
-        score = np.where(waits_by_time, laxity, -density)
+        first_ms = np.where(
+            needs.stream & (view.generated[rows] == 0), self.first_share * view.ttft_ms[rows], 0.0
+        )
+        hold_ms = (self.hold_steps + 1) * speed.step_ms
+        place = places(needs, laxity, admitted, hopeless, first_ms, hold_ms)
+        by_time = (place == Place.DUE) | (place == Place.AHEAD)
+        score = np.where(by_time, laxity, -density)
+        rejected = ~admitted & ~hopeless & (needs.stream | needs.bounded)
         gone = shed(view, needs, hopeless, bool(rejected.any()))
         order = np.lexsort((view.row_id[rows], view.arrival_ms[rows], score, place))
         order = order[~gone[order]]
-        decode_ms = speed.step_ms
         batch = view.capacity.max_batch
-        budget = prefill_budget(view, needs, order[:batch], self.usual_chunks, self.most_chunks, decode_ms)
-        order = order[prompts_apart(view.prefill_left()[rows[order]], budget, batch)]
-        reasons = [_REASONS[i] for i in place[order].tolist()]
-        return BatchPlan(
-            order=rows[order],
-            scores=score[order],
-            reasons=reasons,
-            prefill_budget_tokens=budget,
+        prefill = view.prefill_left()[rows]
+        chunk = max(1, view.capacity.prefill_chunk_tokens)
+        head = choose_head(needs, prefill, order, self.usual_chunks * chunk, batch)
+        away = np.zeros(len(view), dtype=bool)
+        away[rows[gone]] = True
+        place_of = np.full(len(view), Place.SPARE)
+        place_of[rows] = place
+        score_of = np.zeros(len(view))
+        score_of[rows] = score
+        plan = self._written(view, runnable, rows[head], steps, away)
+        return replace(
+            plan,
+            scores=score_of[plan.order],
+            reasons=[_REASONS[i] for i in place_of[plan.order].tolist()],
             shed=rows[gone],
-            valid_for_steps=1,
+            valid_for_steps=1 if gone.any() else plan.valid_for_steps,
         )
 
-    def _shortlist(self, view: BatchView, needs: Needs, density: FloatArray) -> IntArray:
+    def _written(
+        self, view: BatchView, runnable: IntArray, head: IntArray, steps: int, gone: BoolArray | None = None
+    ) -> BatchPlan:
+        """The plan that lets `head` run for `steps` more steps."""
+        order = in_order(view, head, runnable, gone)
+        prompts = bool(view.prefill_left()[head].any())
+        if len(runnable) <= len(head):
+            steps = UNTIL_EVENT
+        return BatchPlan(
+            order=order,
+            scores=np.zeros(len(order)),
+            reasons=[PlanReason.IN_FRAME] * len(head) + [PlanReason.SPARE] * (len(order) - len(head)),
+            prefill_budget_tokens=prefill_budget(view, head, self.usual_chunks, self.most_chunks),
+            valid_for_steps=1 if prompts else steps,
+        )
+
+    def _shortlist(
+        self, view: BatchView, needs: Needs, speed: Speed, worth: value.Worth, possible: FloatArray
+    ) -> IntArray:
         """Indexes of the rows worth a closer look: the densest, and the oldest of those that ask for no time."""
-        room = max(_LEAST_LIST, self.shortlist * view.capacity.max_batch)
-        count = len(density)
+        batch = view.capacity.max_batch
+        room = max(_LEAST_LIST, self.shortlist * batch)
+        count = len(needs.row)
         if count <= room:
             return np.arange(count)
-        timed = np.flatnonzero(needs.stream | needs.bounded)
-        other = np.flatnonzero(~(needs.stream | needs.bounded))
-        few = min(len(other), max(view.capacity.max_batch, room - len(timed)))
-        room = min(len(timed), room - few if len(timed) > room - few else room)
-        if room < len(timed):
-            held = np.where(needs.running[timed], density[timed] * self.stay, density[timed])
-            timed = timed[np.argpartition(-held, room)[:room]]
-        if few < len(other):
-            other = other[np.argpartition(view.arrival_ms[needs.row[other]], few)[:few]]
-        return np.concatenate([timed, other])
+        in_time = value.tokens_in_time(needs, speed)
+        density = value.density(view, needs, speed, worth, value.rough_chance(needs, possible), in_time)
+        timed = needs.stream | needs.bounded
+        patient = np.flatnonzero(~timed)
+        timed_rows = np.flatnonzero(timed)
+        few = min(len(patient), max(batch, room - len(timed_rows)))
+        if len(timed_rows) > room:
+            held = np.where(needs.running, density * self.stay, density)[timed_rows]
+            timed_rows = timed_rows[np.argpartition(-held, room)[:room]]
+        if few < len(patient):
+            patient = patient[np.argpartition(view.arrival_ms[needs.row[patient]], few)[:few]]
+        return np.concatenate([timed_rows, patient])
 
     @staticmethod
     def _deviation(view: BatchView, needs: Needs) -> FloatArray:
@@ -149,17 +171,6 @@ class Pace:
         rows = needs.row
         upper = view.lengths.upper_left(view.row_id[rows], view.generated[rows])
         return np.asarray(np.maximum(upper - needs.tokens, 0.0) / _UPPER_DEVIATIONS)
-
-    def _all_of(self, view: BatchView, rows: IntArray) -> BatchPlan:
-        """Everybody has a slot and nobody a prompt: only an event can change that."""
-        rows = rows[np.argsort(view.row_id[rows])]
-        return BatchPlan(
-            order=rows,
-            scores=np.zeros(len(rows)),
-            reasons=[PlanReason.WANTED] * len(rows),
-            prefill_budget_tokens=self.most_chunks * max(1, view.capacity.prefill_chunk_tokens),
-            valid_for_steps=UNTIL_EVENT,
-        )
 
 
 @dataclass(frozen=True, slots=True)

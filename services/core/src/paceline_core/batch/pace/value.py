@@ -57,19 +57,19 @@ def tokens_in_time(needs: Needs, pace: Pace) -> FloatArray:
 
 
 def density(
-    view: BatchView, needs: Needs, pace: Pace, worth: Worth, p_meet: FloatArray, calls: "TaskCalls"
+    view: BatchView, needs: Needs, pace: Pace, worth: Worth, p_meet: FloatArray, in_time: FloatArray
 ) -> FloatArray:
     """[M] Expected tokens' worth per millisecond of engine time; 0 for best effort."""
     rows = needs.row
     prompt = view.prompt_tokens[rows]
     generated = view.generated[rows]
-    in_time = tokens_in_time(needs, pace)
+    calls = _TaskCalls(view, needs)
     clean = (view.late_tokens[rows] == 0) & (in_time >= needs.tokens)
     of_stream = in_time + np.where(clean, worth.request_tokens + np.where(generated == 0, prompt, 0), 0.0)
     whole = prompt + generated + needs.tokens
     of_bounded = p_meet * np.where(
         needs.task,
-        calls.sum_of(whole) + needs.rest_tokens + worth.task_tokens,
+        (calls.sum_of(whole) + needs.rest_tokens) / (1.0 - needs.done_share) + worth.task_tokens,
         whole + worth.request_tokens,
     )
     value = np.where(needs.stream, of_stream, np.where(needs.bounded, of_bounded, 0.0))
@@ -86,19 +86,13 @@ def _favour(view: BatchView, rows: IntArray, worth: Worth) -> FloatArray:
     return np.asarray(favour)
 
 
-class TaskCalls:
+class _TaskCalls:
     """The calls of one task that are live together: they are weighed as one."""
 
     def __init__(self, view: BatchView, needs: Needs) -> None:
         task = view.task[needs.row]
         self._of_task = needs.task & (task >= 0)
         self._place = np.where(self._of_task, task, 0)
-
-    def take(self, keep: IntArray) -> "TaskCalls":
-        """Those of the kept rows [K]: sums are then over what is kept, as a task's rows are mostly kept together."""
-        made = object.__new__(TaskCalls)
-        made._of_task, made._place = self._of_task[keep], self._place[keep]
-        return made
 
     def sum_of(self, column: FloatArray) -> FloatArray:
         """[M] Sum over the task for calls of tasks; the column itself for others."""
