@@ -1,23 +1,33 @@
 """The engine with the fewest requests."""
 
-from paceline_core.placement.policy import Placement, eligible, lowest, nothing_eligible
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline_core.placement.policy import EstimateUse, Placement, choose
 from paceline_core.placement.view import FleetView, RequestView
 
 
+@dataclass(frozen=True)
 class LeastRequest:
-    """Takes the engine with the fewest live requests; `weighted`: those on a slow engine count more."""
+    """Takes the engine with the fewest live requests, placed and not yet reported ones included."""
 
-    name = "least-request"
+    weighted: bool = False
+    """True: requests on a slow engine count more, by its speed."""
 
-    def __init__(self, weighted: bool = False) -> None:
-        self._weighted = weighted
+    name: ClassVar[str] = "least-request"
+    estimates: ClassVar[EstimateUse] = EstimateUse.PREDICTED
 
     def place(self, request: RequestView, fleet: FleetView, now_ms: float) -> Placement:
-        """The engine with the fewest live requests, placed and not yet reported ones included."""
-        may, reasons = eligible(request, fleet)
-        if not may.any():
-            return nothing_eligible(fleet, reasons)
+        """Scores: live requests; weighted, those with this one, over the speed."""
         live = fleet.live_requests
-        scores = (live + 1) * fleet.speed_factor if self._weighted else live
-        engine, shown = lowest(scores, may)
-        return Placement(engine, shown, reasons, f"{live[engine]:.0f} live requests")
+        scores = (live + 1) / fleet.speed if self.weighted else live
+        return choose(request, fleet, scores, lambda i: f"{live[i]:.0f} live requests")
+
+
+@dataclass(frozen=True)
+class WeightedLeastRequest(LeastRequest):
+    """`least-request`, weighted by speed."""
+
+    weighted: bool = True
+
+    name: ClassVar[str] = "weighted-least-request"

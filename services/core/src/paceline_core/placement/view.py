@@ -1,20 +1,28 @@
 """What a placement policy sees: the fleet as arrays, and one request in numbers.
 
-Every array of a `FleetView` has one entry per engine, in the order of `engine_ids`. Policies read them and
-never write.
+Every array of a `FleetView` has one entry per engine, in the order of `engine_ids`. Policies read them and never write.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline_core import lengths
+from paceline_core.placement.roster import Roster
 from paceline_core.slo import Slo, SloClass
+
+if TYPE_CHECKING:
+    from paceline_core.placement.residents import Residents
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+
+REFERENCE_PROMPT_TOKENS: Final = 512.0
+REFERENCE_OUTPUT_TOKENS: Final = 256.0
+"""The request by which engines are compared: speeds are those of one such request on the idle engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +43,20 @@ class StepCosts:
 
     def decode_ms(self, batch: Floats, context_tokens: Floats) -> Floats:
         """Time of one decode step of `batch` sequences whose contexts sum to `context_tokens`, float64[E]."""
-        alone = np.where(self.a1_ms > 0, self.a1_ms, self.a_ms + self.b_ms)
-        return np.where(batch <= 1, alone, self.a_ms + self.b_ms * batch) + self.c_ms * context_tokens
+        single = (batch <= 1) & (self.a1_ms > 0)
+        many = self.a_ms + self.b_ms * batch
+        if single.any():
+            many = np.where(single, self.a1_ms, many)
+        return np.asarray(many + self.c_ms * context_tokens)
 
     def prefill_ms(self, tokens: Floats, context_tokens: Floats | float = 0.0) -> Floats:
         """Time to prefill `tokens` after `context_tokens`, float64[E]; 0 for no tokens."""
-        cost = self.p0_ms + self.d_ms * tokens + self.e_ms * tokens * (context_tokens + tokens / 2)
-        return np.where(tokens > 0, cost, 0.0)
+        cost = self.p0_ms + tokens * (self.d_ms + self.e_ms * (context_tokens + tokens / 2))
+        return np.asarray(cost * (tokens > 0))
+
+    def of(self, engines: NDArray[np.int64]) -> "StepCosts":
+        """The same for some of the engines."""
+        return StepCosts(*(getattr(self, name)[engines] for name in StepCosts.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +73,24 @@ class Headroom:
 
 
 @dataclass(frozen=True, slots=True)
+class BlackBox:
+    """Smoothed times as seen from outside (GoodServe), float64[E] each; NaN: nothing was seen yet."""
+
+    queue_ms: Floats
+    """q: from placement to the start of the prefill."""
+    prefill_token_ms: Floats
+    """p: per prompt token that was not cached."""
+    decode_token_ms: Floats
+    """d: per output token."""
+
+
+@dataclass(frozen=True)
 class FleetView:
     """The fleet at one moment.
 
     `pending_*` is the in-flight ledger: what this router placed that the engine's last load report cannot
     know yet. `load_age_ms` is the age of that report. `stale` engines are past the age at which a report may
-    be used at all.
+    be used at all. What is derived is computed once for a view.
     """
 
     engine_ids: tuple[str, ...]
@@ -89,14 +116,55 @@ class FleetView:
     tokens_per_s: Floats
     costs: StepCosts
     headroom: Headroom | None = None
+    black_box: BlackBox | None = None
+    minute_tokens: Floats | None = None
+    """Tokens of calls that ended in the current minute (prompt and output)."""
+    pool_output_tokens: float = 256.0
+    """Mean output of recent answers over all engines."""
+    residents: "Residents | None" = None
+    """The caller's own live requests; None: the caller does not say."""
+    prices: Floats | None = None
+    """Shadow price of each engine's time, value per millisecond (`prices.reprice`)."""
+    kept_roster: Roster | None = None
+    """The caller's own roster of the three columns of names, with what is derived from them; None: made anew."""
 
     def __len__(self) -> int:
         return len(self.engine_ids)
 
-    @property
+    @cached_property
+    def roster(self) -> Roster:
+        """The columns of names, and what is derived from them."""
+        return self.kept_roster or Roster(self.engine_ids, self.incarnations, self.models)
+
+    @cached_property
+    def usable(self) -> Bools:
+        """Up, not draining, and known well enough."""
+        return np.asarray(self.up & ~(self.draining | self.stale))
+
+    @cached_property
     def live_requests(self) -> Floats:
         """Requests that share the engine, placed and not yet reported ones included."""
-        return self.queued + self.running + self.paused + self.pending_requests
+        return np.asarray(self.queued + self.running + self.paused + self.pending_requests)
+
+    @cached_property
+    def slots(self) -> Floats:
+        """Sequences of a full batch, at least 1."""
+        return np.maximum(self.max_batch, 1.0)
+
+    @cached_property
+    def reference_ms(self) -> Floats:
+        """Time of the reference request on the idle engine: small is strong. The speeds of every policy."""
+        costs = self.costs
+        alone = np.where(costs.a1_ms > 0, costs.a1_ms, costs.a_ms + costs.b_ms)
+        context = REFERENCE_PROMPT_TOKENS + REFERENCE_OUTPUT_TOKENS / 2
+        prefill = costs.prefill_ms(np.full(len(self), REFERENCE_PROMPT_TOKENS))
+        return np.asarray(prefill + REFERENCE_OUTPUT_TOKENS * (alone + costs.c_ms * context))
+
+    @cached_property
+    def speed(self) -> Floats:
+        """Weights of speed-weighted policies: the mean of the fleet is 1."""
+        speed = 1.0 / np.maximum(self.reference_ms, 1e-6)
+        return np.asarray(speed / speed.mean()) if len(self) else speed
 
 
 @dataclass(frozen=True)
@@ -112,7 +180,7 @@ class RequestView:
     model: str
     prompt_tokens: int
     max_tokens: int
-    length_cdf: Floats
+    length_cdf: lengths.FloatArray
     slo: Slo = field(default_factory=lambda: Slo(SloClass.BEST_EFFORT))
     elapsed_ms: float = 0.0
     replayed_tokens: int = 0
@@ -120,11 +188,38 @@ class RequestView:
     excluded_ids: frozenset[str] = frozenset()
     prefix_hashes: tuple[int, ...] = ()
     tenant: str = ""
+    request_id: str = ""
+    """Where policies take their randomness from."""
+    budget_ms: float = float("inf")
+    """What this call of a task may take, since its arrival; infinite: the objective itself says."""
+    cached_tokens: Floats | None = None
+    """float64[E]: leading prompt tokens that each engine has in its prefix cache; None: unknown, or none."""
+    session_row: int = -1
+    """Engine of the same session's last call; -1: none."""
+
+    @cached_property
+    def left_ms(self) -> float:
+        """Time until the last token is due; infinite for latency and best effort."""
+        if self.slo.slo_class in (SloClass.DEADLINE, SloClass.TASK):
+            return min(self.slo.e2e_ms, self.budget_ms) - self.elapsed_ms
+        return self.budget_ms - self.elapsed_ms
+
+    @cached_property
+    def first_left_ms(self) -> float:
+        """Time until the first token to come is due; infinite unless latency class."""
+        if self.slo.slo_class is SloClass.LATENCY:
+            return self.slo.token_due_ms(self.replayed_tokens) - self.elapsed_ms
+        return float("inf")
 
     @cached_property
     def mean_tokens(self) -> float:
         """Expected output tokens in all, given those already out."""
         return float(lengths.mean(self.length_cdf[None, :], self._generated, self._limit)[0])
+
+    @cached_property
+    def remaining_tokens(self) -> float:
+        """Expected output tokens still to come, at least 1."""
+        return max(self.mean_tokens - self.replayed_tokens, 1.0)
 
     @cached_property
     def p50_tokens(self) -> float:
@@ -136,10 +231,21 @@ class RequestView:
         """P90 of the output tokens in all, given those already out."""
         return float(lengths.quantile(self.length_cdf[None, :], 0.9, self._generated, self._limit)[0])
 
+    @cached_property
+    def input_tokens(self) -> float:
+        """Tokens to take in before the next output token, were nothing cached."""
+        return float(self.prompt_tokens + self.replayed_tokens)
+
+    def uncached_tokens(self, engines: int) -> Floats:
+        """float64[E]: tokens to prefill on each of `engines` engines, at least 1 (the last one is never cached)."""
+        if self.cached_tokens is None:
+            return np.full(engines, self.input_tokens)
+        return np.asarray(np.maximum(self.input_tokens - self.cached_tokens, 1.0))
+
     @property
-    def _generated(self) -> Floats:
+    def _generated(self) -> lengths.FloatArray:
         return np.array([float(self.replayed_tokens)])
 
     @property
-    def _limit(self) -> Floats:
+    def _limit(self) -> lengths.FloatArray:
         return np.array([float(self.max_tokens)])
