@@ -20,6 +20,8 @@ from paceline_executor.service import ExecutorService, new_identity
 from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import LoopDriver
 from paceline_executor.simulated.engine import SimulatedEngine
+from paceline_executor.trtllm.arguments import EngineSizes
+from paceline_executor.trtllm.build import build_emulated, build_real
 from paceline_runtime.config_model import ConfigError
 from paceline_runtime.server import Server
 from paceline_runtime.telemetry.setup import Telemetry
@@ -126,6 +128,8 @@ async def build_engine(config: ExecutorConfig) -> Engine:
     try:
         if config.backend == "simulated":
             return SimulatedEngine(_simulated(config), LoopDriver())
+        if config.backend == "trtllm":
+            return await _trtllm(config)
         return await asyncio.to_thread(_llamacpp, config)
     except ValueError as error:
         raise ConfigError([f"executor: {error}"]) from error
@@ -149,6 +153,14 @@ def _simulated(config: ExecutorConfig) -> SimulatedConfig:
         output_sigma=section.output_sigma,
         fault_abort_marker=config.fault_abort_marker or None,
     )
+
+
+async def _trtllm(config: ExecutorConfig) -> Engine:
+    section = config.trtllm
+    sizes = EngineSizes(config.max_batch, max(config.max_resident, config.max_batch), config.context_tokens)
+    if section.emulated:
+        return build_emulated(section, config.model, sizes)[0]
+    return await build_real(section, config.model_path, config.model, sizes)
 
 
 def _llamacpp(config: ExecutorConfig) -> Engine:

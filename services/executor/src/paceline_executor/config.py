@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from paceline_executor.trtllm.config import TrtllmSection
 from paceline_runtime.channel import ChannelConfig
 from paceline_runtime.config_model import ConfigModel
 from paceline_runtime.server import ServerConfig
@@ -42,7 +43,7 @@ class ExecutorConfig(ConfigModel):
     """How other executors are dialled for KV state."""
     engine_id: str = "cpu-0"
     """Stable name of the engine."""
-    backend: Literal["llamacpp", "simulated"] = "llamacpp"
+    backend: Literal["llamacpp", "simulated", "trtllm"] = "llamacpp"
     """Kind of engine."""
     model: str = ""
     """Served name; empty: smollm2-135m-instruct, tiny, simulated, or the stem of the model file."""
@@ -77,6 +78,8 @@ class ExecutorConfig(ConfigModel):
     """For fault tests only: a prompt with this text aborts the process. Empty: off."""
     simulated: SimulatedSection = SimulatedSection()
     """Settings of the simulated engine."""
+    trtllm: TrtllmSection = TrtllmSection()
+    """Settings of TensorRT-LLM; `model_path` is its model folder."""
 
 
 class ExecutorServiceConfig(ServiceConfig):

@@ -11,9 +11,24 @@ from paceline_executor.app import ExecutorApp
 from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig, SimulatedSection
 from paceline_executor.llamacpp.model_fetch import ModelFetchError, fetch_model
 from paceline_executor.llamacpp.tiny import write_tiny_model
+from paceline_executor.trtllm.config import TrtllmSection
 from paceline_runtime.server import ServerConfig
 
 from .peer import Peer
+
+# What each engine declares, beyond what all of them can do. A test that needs one of these says so by the mark `needs`,
+# and the first test of the intake holds the declarations against the capabilities that the engines report.
+ALL_ABILITIES = frozenset(
+    {"iteration", "keep_kv", "kv_transfer", "prefill_budget", "exact_replay", "resume_draws"}
+)
+CAN: dict[str, frozenset[str]] = {
+    "simulated": ALL_ABILITIES,
+    "tiny": ALL_ABILITIES,
+    "smollm2": ALL_ABILITIES,
+    "trtllm-frame": frozenset(),
+    "trtllm-plan": frozenset({"iteration", "keep_kv"}),
+}
+OPTIONAL_ENGINES = frozenset({"smollm2"})
 
 Start = Callable[..., Awaitable[ExecutorApp]]
 Connect = Callable[..., Awaitable[Peer]]
@@ -24,7 +39,24 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
-@pytest.fixture(params=["simulated", "tiny"])
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what an engine declares that it cannot do: such a case is not skipped, there is no such promise."""
+    kept = []
+    for item in items:
+        needed = {ability for mark in item.iter_markers("needs") for ability in mark.args}
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if needed <= CAN.get(params.get("backend", ""), ALL_ABILITIES):
+            kept.append(item)
+    items[:] = kept
+
+
+@pytest.fixture
+def abilities(backend: str) -> frozenset[str]:
+    """What the engine declares."""
+    return CAN[backend]
+
+
+@pytest.fixture(params=[name for name in CAN if name not in OPTIONAL_ENGINES])
 def backend(request: pytest.FixtureRequest) -> str:
     """Which engine. Tests that ask for it by `WITH_REAL_MODEL` run on the real model too."""
     name: str = request.param
@@ -46,6 +78,14 @@ def settings(backend: str, tiny_model_path: Path) -> dict[str, Any]:
         "max_resident": 16,
         "context_tokens": 512,
     }
+    if backend.startswith("trtllm"):
+        section = TrtllmSection(
+            emulated=True,
+            mode="plan" if backend == "trtllm-plan" else "frame",
+            time_scale=0.001,
+            frame_ms=2.0,
+        )
+        return {**common, "backend": "trtllm", "trtllm": section}
     if backend == "simulated":
         # Steps of some 10 microseconds: the order of events is the same, the waiting is not.
         return {**common, "backend": "simulated", "simulated": SimulatedSection(time_scale=0.001)}

@@ -12,7 +12,7 @@ from .conftest import Connect, Start
 from .peer import Peer, id_bytes, ids_of, new_attempt
 
 
-async def test_capabilities_say_what_policies_need(peer: Peer) -> None:
+async def test_capabilities_say_what_policies_need(peer: Peer, abilities: frozenset[str]) -> None:
     answer = await peer.stub.GetCapabilities(executor_pb2.GetCapabilitiesRequest())
     assert answer.identity == peer.attached.identity
     assert answer.identity.incarnation
@@ -23,8 +23,14 @@ async def test_capabilities_say_what_policies_need(peer: Peer) -> None:
     assert own.max_resident == 16
     assert own.max_context_tokens == 512
     assert own.kv_capacity_tokens >= 512
-    assert own.plan_granularity == engine_pb2.PLAN_GRANULARITY_ITERATION
-    assert attempt_pb2.REPLAY_MODE_EXACT in own.replay_modes
+    declared = {
+        "iteration": own.plan_granularity == engine_pb2.PLAN_GRANULARITY_ITERATION,
+        "keep_kv": engine_pb2.PAUSE_MODE_KEEP_KV in own.pause_modes,
+        "kv_transfer": own.kv_transfer,
+        "exact_replay": attempt_pb2.REPLAY_MODE_EXACT in own.replay_modes,
+    }
+    assert {ability for ability, said in declared.items() if said} == abilities & declared.keys()
+    assert attempt_pb2.REPLAY_MODE_FAST in own.replay_modes
     assert own.model
     assert own.model_hash
     assert own.build

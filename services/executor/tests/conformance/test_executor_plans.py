@@ -1,5 +1,7 @@
 """Plans: who runs, in which order, how far, and what pausing and evicting cost and do not cost."""
 
+import pytest
+
 from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2
 
@@ -68,6 +70,7 @@ async def test_credit_bounds_an_attempt_and_nobody_else(peer: Peer) -> None:
     assert len(peer.output(1)) == 24
 
 
+@pytest.mark.needs("keep_kv")
 async def test_pause_keeps_kv_and_the_answer(peer: Peer, prompt: str) -> None:
     await peer.run(new_attempt(1, prompt, max_tokens=40))
     await peer.add(2, prompt, max_tokens=40)
@@ -102,6 +105,7 @@ async def test_evict_drops_kv_and_keeps_the_answer(peer: Peer, prompt: str) -> N
     assert peer.text(2) == peer.text(1)
 
 
+@pytest.mark.needs("keep_kv")
 async def test_a_slot_needed_ahead_is_taken_and_reported(start: Start, connect: Connect, prompt: str) -> None:
     peer = await connect(await start(max_batch=1, max_resident=2))
     await peer.send(adds=[new_attempt(key, f"{key} {prompt}", max_tokens=20) for key in (1, 2, 3)])
@@ -123,6 +127,7 @@ async def test_a_slot_needed_ahead_is_taken_and_reported(start: Start, connect: 
         assert peer.output(key) == fresh.output(key)
 
 
+@pytest.mark.needs("prefill_budget")
 async def test_prefill_keeps_to_the_budget(peer: Peer, prompt: str) -> None:
     chunk = peer.attached.capabilities.prefill_chunk_tokens
     await peer.send(adds=[new_attempt(key, [key] * 300) for key in (1, 2)])

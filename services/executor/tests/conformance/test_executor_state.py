@@ -53,6 +53,7 @@ async def pull(peer: Peer, ticket: str, **changes: Any) -> tuple[executor_pb2.St
     return parts[0].header, b"".join(chunks)
 
 
+@pytest.mark.needs("kv_transfer")
 async def test_a_state_is_what_its_header_says(peer: Peer, prompt: str) -> None:
     await held_attempt(peer, 1, prompt)
     ticket = await ticket_of(peer, 1)
@@ -69,6 +70,7 @@ async def test_a_state_is_what_its_header_says(peer: Peer, prompt: str) -> None:
     assert len(peer.output(1)) == 48
 
 
+@pytest.mark.needs("kv_transfer")
 async def test_a_ticket_is_good_once(peer: Peer, prompt: str) -> None:
     await held_attempt(peer, 1, prompt)
     ticket = await ticket_of(peer, 1)
@@ -80,6 +82,7 @@ async def test_a_ticket_is_good_once(peer: Peer, prompt: str) -> None:
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.needs("kv_transfer")
 @pytest.mark.parametrize(
     "change", [{"build": "other"}, {"model_hash": "other"}, {"kv_type": "other"}, {"max_context_tokens": 5}]
 )
@@ -99,6 +102,7 @@ async def test_no_ticket_without_kv(peer: Peer) -> None:
     assert peer.tickets[77].failure.reason == "UNKNOWN_ATTEMPT"
 
 
+@pytest.mark.needs("kv_transfer")
 @WITH_REAL_MODEL
 async def test_a_pulled_state_gives_the_same_answer(start: Start, connect: Connect, prompt: str) -> None:
     here, there = await connect(await start()), await connect(await start())
@@ -112,6 +116,7 @@ async def test_a_pulled_state_gives_the_same_answer(start: Start, connect: Conne
     assert sum(step.decode_batch for step in there.steps) == 48 - OUT
 
 
+@pytest.mark.needs("kv_transfer")
 async def test_two_phase_move(start: Start, connect: Connect, prompt: str) -> None:
     here, there = await connect(await start()), await connect(await start())
     await here.run(new_attempt(9, prompt, max_tokens=48))

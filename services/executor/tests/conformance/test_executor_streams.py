@@ -89,7 +89,9 @@ async def test_a_newer_stream_takes_over(
     assert sorted(second.ids[1]) == list(range(12, 40))
 
 
-async def test_a_broken_stream_loses_nothing(executor: ExecutorApp, connect: Connect, prompt: str) -> None:
+async def test_a_broken_stream_loses_nothing(
+    executor: ExecutorApp, connect: Connect, prompt: str, abilities: frozenset[str]
+) -> None:
     first = await connect(executor)
     await first.run(new_attempt(9, prompt, max_tokens=40))
     await first.send(
@@ -127,13 +129,14 @@ async def test_a_broken_stream_loses_nothing(executor: ExecutorApp, connect: Con
     assert [token for token, _ in again.values()] == first.output(1)
     await second.plan(1, 2)
     await second.until_ended(1, 2)
-    assert not any(step.prefill_tokens for step in second.steps), "KV was kept"
+    if "keep_kv" in abilities:
+        assert not any(step.prefill_tokens for step in second.steps), "KV was kept"
     assert first.output(1) + second.output(1) == first.output(9)
     assert first.output(2) + second.output(2) == first.output(9)
 
 
 async def test_the_engine_pauses_when_its_scheduler_is_gone(
-    start: Start, connect: Connect, prompt: str
+    start: Start, connect: Connect, prompt: str, abilities: frozenset[str]
 ) -> None:
     # Slow enough that the attempts cannot end before the stream breaks.
     app = await start(context_tokens=4096, simulated=SimulatedSection(time_scale=0.05))
@@ -149,8 +152,8 @@ async def test_the_engine_pauses_when_its_scheduler_is_gone(
     await second.break_stream()
     third = await connect(app)
     row = third.live()[1]
-    # One step may have been under way when the first stream broke.
-    assert before <= row.output_tokens <= before + 1
+    # One step may have been under way when the first stream broke; an abort takes up to two.
+    assert before <= row.output_tokens <= before + (1 if "iteration" in abilities else 2)
 
 
 async def test_orphans_are_dropped_after_their_time(start: Start, connect: Connect, prompt: str) -> None:
