@@ -16,7 +16,10 @@ _stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 def replay(
     workload: Annotated[str, typer.Option(help="Name of the workload.")] = "jitserve-mix",
     policies: Annotated[
-        str, typer.Option(help="Batch policies, by commas; the first is what the others are compared with.")
+        str,
+        typer.Option(
+            help="Batch policies as `name` or `name:key=value`, by commas; the others are compared with the first."
+        ),
     ] = "sarathi,fcfs",
     engines: Annotated[
         str,
@@ -26,6 +29,10 @@ def replay(
     load: Annotated[
         str, typer.Option(help="Loads as multiples of the knee (found first, with sarathi), by commas.")
     ] = "0.5,1.0,1.5",
+    knee: Annotated[
+        str,
+        typer.Option(help="Jobs per second of the knee, by commas for each batch limit. Empty: it is found."),
+    ] = "",
     rate: Annotated[str, typer.Option(help="Jobs per second, by commas; instead of --load.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to N.")] = 1,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 1,
@@ -58,6 +65,9 @@ def replay(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the public traces that a workload replays.")
     ] = None,
+    bound: Annotated[
+        bool, typer.Option("--bound", help="Compute the fluid bound of each load and seed. Needs scipy.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for replay.json and plots.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
@@ -92,14 +102,20 @@ def replay(
             window_s=window,
             grace_s=grace,
             jobs=jobs,
+            knees=_numbers(knee) if knee else (),
+            bound=bound,
         )
+        if plan.knees and len(plan.knees) != len(plan.batch_limits):
+            raise ValueError("--knee: one for each batch limit")
         result = run_replay(plan, _say, _progress)
     except ValueError as error:
         raise CommandError(str(error)) from None
     if out is not None:
+        from paceline_lab.sim.replay_plot import save_plots
+
         out.mkdir(parents=True, exist_ok=True)
         (out / "replay.json").write_text(json.dumps(document(result), indent=1) + "\n", encoding="utf-8")
-        _say(f"figures: {out / 'replay.json'}")
+        _say(f"figures: {out / 'replay.json'}, " + ", ".join(str(path) for path in save_plots(result, out)))
     if as_json:
         print_json(document(result))
         return
@@ -130,11 +146,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _known_policies(text: str) -> tuple[str, ...]:
-    from paceline_core.batch.registry import make_policy
+    from paceline_lab.sim.cell import batch_policy
 
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
-        make_policy(name)
+        batch_policy(name)
     return names
 
 

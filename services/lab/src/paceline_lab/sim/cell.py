@@ -2,14 +2,17 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from paceline_core.batch import registry as batch_policies
-from paceline_core.batch.policy import EstimateUse
+import yaml
+
+from paceline_core.batch.policy import BatchPolicy
+from paceline_core.batch.registry import ParamValue, make_policy
 from paceline_core.placement.policy import PlacementPolicy
 from paceline_lab.live.report import totals
 from paceline_lab.sim.engine_spec import EngineSpec
@@ -77,6 +80,7 @@ class Cell:
     """One run. `load`: a multiple of the knee, NaN where the rate was given."""
 
     policy: str
+    """`name`, or with parameters `name:key=value:key=value`."""
     seed: int
     rate_per_s: float
     load: float
@@ -85,8 +89,6 @@ class Cell:
     periods: Periods
     lengths: LengthSpec = field(default_factory=LengthSpec)
     placement: str = ""
-    params: tuple[tuple[str, float | int | str | bool], ...] = ()
-    """Parameters of the batch policy."""
 
     @property
     def max_batch(self) -> int:
@@ -111,19 +113,28 @@ def longest_budget_s(workload: WorkloadSpec) -> float:
     return budgets[int(0.99 * (len(budgets) - 1))] / 1e3
 
 
+def batch_policy(text: str) -> BatchPolicy:
+    """The policy of `name` or `name:key=value:...`. Raises ValueError."""
+    name, *settings = text.split(":")
+    params: dict[str, ParamValue] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: write policy:key=value")
+        params[key] = yaml.safe_load(value)
+    return make_policy(name, params)
+
+
 def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
     """Simulate and score; a flat row of figures, as JSON takes it (what is not finite is None)."""
     workload = _workload(cell.workload, cell.rate_per_s, cell.periods.duration_s, cell.seed)
     knowledge = knowledge_of(cell.workload)
 
-    def policy() -> Any:
-        return batch_policies.make_policy(cell.policy, dict(cell.params))
-
-    use: EstimateUse = policy().estimates
+    use = batch_policy(cell.policy).estimates
     setting = Setting(
         workload=workload,
         engines=cell.engines,
-        policy=policy,
+        policy=lambda: batch_policy(cell.policy),
         estimates=estimates_for(workload, knowledge, cell.lengths, use, cell.seed),
         knowledge=knowledge,
         placement=_placement(cell.placement),
@@ -171,12 +182,38 @@ def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) 
     return finite
 
 
+def run_bound(cell: Cell) -> dict[str, float]:
+    """Fluid bounds on what any policy can reach in the cell, per second of its window. Needs scipy."""
+    from paceline_lab.bounds.capacity import EngineGroup
+    from paceline_lab.bounds.fluid import fluid_bound
+
+    # A plan may prefill a whole prompt in one step; prefixes are computed anew here.
+    groups = [
+        EngineGroup(spec.profile, count, spec.max_batch, spec.max_context_tokens)
+        for spec, count in Counter(cell.engines).items()
+    ]
+    window = cell.periods.window
+    bound = fluid_bound(
+        _workload(cell.workload, cell.rate_per_s, cell.periods.duration_s, cell.seed),
+        groups,
+        begin_ms=window.begin_ms,
+        end_ms=window.end_ms,
+        stop_ms=cell.periods.duration_s * 1e3,
+        prefix_reuse=False,
+    )
+    return {
+        "token_goodput_1_1": bound.tokens_1_1 / window.seconds,
+        "token_goodput_1_8": bound.tokens_1_8 / window.seconds,
+        "request_goodput": bound.requests / window.seconds,
+    }
+
+
 def _placement(name: str) -> PlacementPolicy | None:
     if not name:
         return None
-    from paceline_core.placement.registry import make_policy
+    from paceline_core.placement import registry
 
-    return make_policy(name)
+    return registry.make_policy(name)
 
 
 def _finite(value: Mapping[str, Any] | Any) -> Any:

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from paceline_lab.paired import Interval, interval, paired
-from paceline_lab.sim.cell import Cell, Periods, WorkloadSpec, longest_budget_s, run_cell
+from paceline_lab.sim.cell import Cell, Periods, WorkloadSpec, longest_budget_s, run_bound, run_cell
 from paceline_lab.sim.engine_spec import EngineSpec
 from paceline_lab.sim.estimates import LengthSpec
 from paceline_lab.sim.knee import Knee, find_knee
@@ -48,6 +48,10 @@ class ReplayPlan:
     """0: one longest budget."""
     jobs: int = 1
     """Processes."""
+    knees: tuple[float, ...] = ()
+    """Jobs per second by batch limit, where they are known; else they are found."""
+    bound: bool = False
+    """Compute the fluid bound of every load and seed too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +81,12 @@ def run_replay(
     periods = periods_of(plan)
     knees: dict[int, Knee] = {}
     cells: list[Cell] = []
-    for limit in plan.batch_limits:
+    for number, limit in enumerate(plan.batch_limits):
         engines = tuple(engine.batch(limit) for engine in plan.engines)
         if plan.rates:
             points = [(math.nan, rate) for rate in plan.rates]
         else:
-            say(f"batch limit {limit}: finding the knee")
-            knee = knees[limit] = find_knee(plan.workload, engines, plan.placement)
-            say(
-                f"batch limit {limit}: knee at {knee.rate_per_s:.3f} jobs/s (attainment {knee.low_attainment:.2f} at "
-                f"{0.2 * knee.capacity_per_s:.3f} jobs/s)"
-            )
+            knee = knees[limit] = _knee(plan, number, engines, say)
             points = [(load, load * knee.rate_per_s) for load in plan.loads]
         cells += [
             Cell(policy, seed, rate, load, plan.workload, engines, periods, plan.lengths, plan.placement)
@@ -96,20 +95,54 @@ def run_replay(
             for policy in plan.policies
         ]
     rows: list[dict[str, Any]] = []
-    for row in _run(cells, plan.jobs):
+    for row in _run(run_cell, cells, plan.jobs):
         rows.append(row)
         on_row(row, len(rows), len(cells))
+    if plan.bound:
+        _add_bounds(cells, rows, plan.jobs, say)
     place = {policy: number for number, policy in enumerate(plan.policies)}
     rows.sort(key=lambda row: (row["max_batch"], row["rate_per_s"], place[row["policy"]], row["seed"]))
     return Replay(plan, periods, knees, rows)
 
 
-def _run(cells: Sequence[Cell], jobs: int) -> Iterable[dict[str, Any]]:
+def _knee(plan: ReplayPlan, number: int, engines: tuple[EngineSpec, ...], say: Callable[[str], None]) -> Knee:
+    limit = engines[0].max_batch
+    if plan.knees:
+        return Knee(plan.knees[number], math.nan, math.nan)
+    knee = find_knee(
+        plan.workload,
+        engines,
+        plan.placement,
+        lambda row: say(
+            f"knee of batch limit {limit}: attainment {row['attainment'] or 0:.3f} at {row['rate_per_s']:.3f} jobs/s"
+        ),
+    )
+    say(f"knee of batch limit {limit}: {knee.rate_per_s:.3f} jobs/s")
+    return knee
+
+
+def _add_bounds(
+    cells: Sequence[Cell], rows: Sequence[dict[str, Any]], jobs: int, say: Callable[[str], None]
+) -> None:
+    """Put the bound into every row, and what share of it was reached."""
+    distinct = {(cell.max_batch, round(cell.rate_per_s, 5), cell.seed): cell for cell in cells}
+    say(f"computing {len(distinct)} bounds")
+    bounds = dict(zip(distinct, _run(run_bound, [*distinct.values()], jobs, ordered=True), strict=True))
+    for row in rows:
+        bound = bounds[(row["max_batch"], row["rate_per_s"], row["seed"])]
+        row["bound"] = bound
+        row["share_of_bound"] = {name: row[name] / value if value else None for name, value in bound.items()}
+
+
+def _run(
+    work: Callable[[Cell], dict[str, Any]], cells: Sequence[Cell], jobs: int, *, ordered: bool = False
+) -> Iterable[dict[str, Any]]:
     if jobs <= 1 or len(cells) <= 1:
-        yield from map(run_cell, cells)
+        yield from map(work, cells)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_cell, cell) for cell in cells]):
+        futures = [pool.submit(work, cell) for cell in cells]
+        for done in futures if ordered else as_completed(futures):
             yield done.result()
 
 

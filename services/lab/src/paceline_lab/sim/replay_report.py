@@ -9,8 +9,8 @@ from paceline_lab.paired import Interval
 from paceline_lab.sim.replay import Point, Replay, points_of
 
 COLUMNS = (
-    "B", "load", "jobs/s", "policy", "tok 1:1 /s", "tok 1:8 /s", "req/s", "attain", "latency", "deadline", "task",
-    "TTFT p99 s", "wasted", "preempt", "raw tok/s", "vs first",
+    "B", "load", "jobs/s", "policy", "tok 1:1", "tok 1:8", "req/s", "attain", "latency", "deadline", "task",
+    "TTFT p99 s", "wasted", "preempt", "raw", "vs first", "of bound",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def table_rows(replay: Replay) -> list[tuple[str, ...]]:
 
 
 def _table_row(point: Point) -> tuple[str, ...]:
-    def mean(name: str, digits: int = 2) -> str:
+    def mean(name: str, digits: int) -> str:
         return shown(point.metrics[name], digits)
 
     def class_attainment(kind: str) -> str:
@@ -52,17 +52,18 @@ def _table_row(point: Point) -> tuple[str, ...]:
         f"{point.rate_per_s:.2f}",
         point.policy,
         mean("token_goodput_1_1", 0),
-        mean("token_goodput_1_8", 0),
-        mean("request_goodput", 3),
-        mean("attainment", 3),
+        f"{point.metrics['token_goodput_1_8'].mean:.0f}",
+        mean("request_goodput", 2),
+        f"{point.metrics['attainment'].mean:.3f}",
         class_attainment("latency"),
         class_attainment("deadline"),
         class_attainment("task"),
         _ttft(point),
         f"{_mean(point, 'wasted_tokens') / max(_mean(point, 'output_tokens'), 1):.2f}",
         f"{_mean(point, 'preemptions_per_call'):.2f}",
-        mean("output_tokens_per_s", 0),
+        f"{point.metrics['output_tokens_per_s'].mean:.0f}",
         "" if difference is None else _verdict(difference),
+        _of_bound(point),
     )
 
 
@@ -80,6 +81,18 @@ def _verdict(difference: Interval) -> str:
 
 def _mean(point: Point, name: str) -> float:
     return sum(float(row[name] or 0.0) for row in point.rows) / len(point.rows)
+
+
+def _of_bound(point: Point) -> str:
+    """Share of the fluid bound: token goodput 1:1, and requests."""
+    shares = [row["share_of_bound"] for row in point.rows if "share_of_bound" in row]
+    if not shares:
+        return "-"
+    tokens, requests = (
+        sum(share[name] or 0.0 for share in shares) / len(shares)
+        for name in ("token_goodput_1_1", "request_goodput")
+    )
+    return f"{tokens:.0%} {requests:.0%}"
 
 
 def _ttft(point: Point) -> str:
