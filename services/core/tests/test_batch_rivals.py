@@ -79,10 +79,9 @@ def order(name, view, **params):
 
 
 def test_every_rival_has_its_name():
-    wanted = "fcfs sarathi las sjf sjf-mean edf edf-shed llf-shed slos-serve gmax gmax-artifact".split()
-    assert {*wanted, "gmax-no-analyzer", "gmax-no-grouping", "gmax-no-refine", "pace", "oracle"} <= set(
-        POLICIES
-    )
+    baselines = {"fcfs", "sarathi", "las", "sjf", "sjf-mean", "edf", "edf-shed", "llf-shed", "slos-serve"}
+    gmax = {"gmax", "gmax-artifact", "gmax-no-analyzer", "gmax-no-grouping", "gmax-no-refine"}
+    assert baselines | gmax | {"pace", "oracle"} <= set(POLICIES)
 
 
 @given(seed=st.integers(0, 10_000), size=st.integers(0, 60), count=st.integers(0, 70))
@@ -99,8 +98,8 @@ def test_leading_is_the_start_of_the_whole_sort(seed, size, count):
 
 
 def test_gmax_groups_by_input_length_and_its_ablation_does_not():
-    # (in + out) / out: about 10.0, 9.9, 9.8 and 9.7, all within 95 % of the second; by input length 3, 1, 2, 0.
-    view = rows(4, 2, prompt_tokens=[90, 80, 88, 78], outputs=[10, 9, 10, 9])
+    # (in + out) / out: 10.1, 9.9, 9.8 and 9.7, all within 95 % of the second; by input length 3, 1, 2, 0.
+    view = rows(4, 2, prompt_tokens=[63, 53, 61, 52], outputs=[7, 6, 7, 6])
     assert set(order("gmax", view)[:2]) == {0, 2}
     assert order("gmax-no-grouping", view)[:2] == [0, 1]
     assert order("gmax", view, group_share=0.999)[:2] == [0, 1]
@@ -142,7 +141,7 @@ def test_gmax_lets_best_effort_earn_its_turn():
     classes = np.asarray([SloClass.DEADLINE, SloClass.BEST_EFFORT], dtype=np.int8)
     view = rows(2, 1, prompt_tokens=[50, 50], outputs=[50, 50], slo_class=classes)
     # A frame of 50 steps lasts 0.5 s. The other one's priority: 2 tokens per 10 ms, 200 a second.
-    for waited_s, first in ((95, 0), (110, 1)):
+    for waited_s, first in ((80, 0), (120, 1)):
         waiting = replace(view, arrival_ms=np.asarray([NOW_MS, NOW_MS - waited_s * 1000.0]), **FRAME_END)
         assert order("gmax", waiting)[0] == first
 
