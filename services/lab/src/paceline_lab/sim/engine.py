@@ -180,9 +180,21 @@ class SimEngine:
         rows = self.table.live_rows()
         return int(np.maximum(self._target[rows] - self.table.kv_tokens[rows], 0).sum())
 
+    def written(self, now_ms: float) -> tuple[IntArray, IntArray]:
+        """[N] Rows of live calls, and [N] their output tokens so far, those of the run under way included."""
+        rows = self.table.live_rows()
+        generated = self.table.generated[rows].copy()
+        run = self.run
+        if run is not None and len(run.decodes) and not run.prefills:
+            passed = now_ms - run.start_ms - run.extra_ms
+            steps = self._times.decode_steps_within(len(run.decodes), run.context_tokens, passed, run.steps)
+            generated[np.isin(rows, run.decodes)] += steps
+        return rows, generated
+
     def output_owed(self, now_ms: float) -> float:
-        """Expected output tokens of live calls still to come, at the begin of the run under way."""
-        return float(self.table.remaining_mean(self.table.live_rows()).sum())
+        """Expected output tokens of live calls still to come."""
+        rows, generated = self.written(now_ms)
+        return float(self.table.lengths.mean_left(rows, generated).sum())
 
     def begin(self, now_ms: float) -> float | None:
         """Begin what comes next; when it ends, or None when there is nothing to do until a call arrives."""

@@ -142,7 +142,7 @@ class Simulator:
             rest = outlook.rest_tokens
             call_due = sub_deadline_ms(now, task_due - outlook.rest_tool_ms, (outlook.share,))
             call.slo = replace(slo, task_final=rest <= 0)
-        engine = self._fleet.choose(call, now)
+        engine = self._fleet.choose(call, now, call_due)
         if engine is None:
             call.ending = Ending.TOO_LONG
             self._give_up(job)
@@ -165,6 +165,7 @@ class Simulator:
 
     def _boundary(self, engine: SimEngine) -> None:
         for call in engine.finish(self._now):
+            self._fleet.ended(call, self._now)
             if call.outcome is not None and call.ending is None:
                 self._ended(call)
         self._begin(engine)
@@ -178,6 +179,7 @@ class Simulator:
         while engine.given_up:
             call = engine.given_up.pop()
             call.ending = Ending.SHED
+            self._fleet.ended(call, self._now)
             self._give_up(call.job)
 
     def _ended(self, call: SimCall) -> None:
@@ -207,6 +209,7 @@ class Simulator:
                 call.ending = Ending.CANCELLED
                 engine = self._engines[call.engine]
                 engine.cancel(call)
+                self._fleet.ended(call, self._now)
                 self._again(engine)
 
     def _schedule(self, engine: SimEngine, ends_ms: float) -> None:
