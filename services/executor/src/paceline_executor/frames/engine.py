@@ -221,11 +221,11 @@ class FrameEngine:
         with self._changed:
             self._draining = True
             before = self._table.live
-            self._changed.wait_for(lambda: self._table.live == 0, timeout_s)
+            self._changed.wait_for(self._done, timeout_s)
             left = list(self._table.live_attempts())
             for attempt in left:
                 self._frames.cancel(attempt)
-            self._changed.wait_for(lambda: self._table.live == 0, _END_TIMEOUT_S)
+            self._changed.wait_for(self._done, _END_TIMEOUT_S)
             return before - len(left), len(left)
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class FrameEngine:
             if self._closed:
                 return
             self._closed = True
-        self._watchdog_cancel()
+            self._changed.notify_all()
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -248,13 +248,13 @@ class FrameEngine:
         """`close` for those on the event loop."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
         self._watchdog.cancel()
         await self._frames.stop()
         await self._backend.close()
 
-    def _watchdog_cancel(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._watchdog.cancel)
+    def _done(self) -> bool:
+        return self._table.live == 0 or self._closed
 
     # --- under the lock --------------------------------------------------------------------------------------
 
