@@ -38,7 +38,9 @@ class Explainer:
             preempted=counted(self._state.counts, PREEMPTED),
             resumed=counted(self._state.counts, RESUMED),
         )
-        for key, score, reason in zip(record.plan.attempt_keys, record.scores, record.reasons, strict=True):
+        for key, score, reason in zip(
+            record.plan.attempt_keys, record.scores(), record.reasons(), strict=True
+        ):
             response.entries.add(
                 attempt_key=key, request_id=self._request_id(key), score=finite(score), reason=reason.value
             )
@@ -75,8 +77,8 @@ class Explainer:
             request=self._row(attempt, float(remaining[0]), float(laxity[0])),
             policy=self._planner.policy_name,
             position=position,
-            score=finite(record.scores[position]) if position >= 0 else 0.0,
-            reason=record.reasons[position].value if position >= 0 else self._why_not(attempt),
+            score=finite(record.scores()[position]) if position >= 0 else 0.0,
+            reason=record.reasons()[position].value if position >= 0 else self._why_not(attempt),
         )
         view = state.table.view(state.engine.capacity, state.fitter.model, rows)
         now = state.now_ms()
@@ -117,7 +119,8 @@ class Explainer:
             return PlanReason.CREDIT.value
         if self._planner.isolating:
             return PlanReason.BEHIND_ISOLATED.value
-        return self._planner.record.cut.get(attempt.key, PlanReason.BEYOND_LIST).value
+        cut = self._planner.record.cut(attempt.row)
+        return (PlanReason.NO_KV_ROOM if cut else PlanReason.BEYOND_LIST).value
 
     def _numbers(self, rows: IntArray) -> tuple[FloatArray, FloatArray]:
         """[R] Remaining mean tokens and [R] laxity of rows."""

@@ -18,16 +18,46 @@ _HEADS_KEPT = 8
 """Plans remembered that no step was reported of yet; more are in flight only when the engine is stuck."""
 
 
+def _no_rows() -> IntArray:
+    return np.empty(0, dtype=np.int64)
+
+
+def _nothing() -> BatchPlan:
+    return BatchPlan(order=_no_rows(), scores=np.empty(0), reasons=())
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """A plan and why, for whoever asks."""
+    """A plan and why, for whoever asks. What few ask for is worked out then."""
 
     plan: executor_pb2.Plan = field(default_factory=executor_pb2.Plan)
-    scores: tuple[float, ...] = ()
-    reasons: tuple[PlanReason, ...] = ()
-    cut: dict[int, PlanReason] = field(default_factory=dict)
-    """Attempts that the policy listed and the plan does not, by key, and why (at most as many as the plan lists)."""
+    chosen: BatchPlan = field(default_factory=_nothing)
+    """What the policy said."""
+    order: IntArray = field(default_factory=_no_rows)
+    """[M] What came of it: the rows of the view behind `plan.attempt_keys`."""
+    row_id: IntArray = field(default_factory=_no_rows)
+    """[N] Rows of the table behind the view."""
     plan_ms: float = 0.0
+
+    def scores(self) -> list[float]:
+        """[M] The policy's score of each attempt of the plan."""
+        scores: list[float] = self.chosen.scores[self._places()].tolist()
+        return scores
+
+    def reasons(self) -> list[PlanReason]:
+        """[M] Why each attempt stands there."""
+        return [self.chosen.reasons[place] for place in self._places().tolist()]
+
+    def cut(self, row: int) -> bool:
+        """True if the policy listed the row and it did not fit."""
+        place = np.searchsorted(self.row_id, row)
+        listed = place < len(self.row_id) and self.row_id[place] == row and place in self.chosen.order
+        return bool(listed and place not in self.order)
+
+    def _places(self) -> IntArray:
+        """[M] Where the policy had each of them."""
+        by_row = np.argsort(self.chosen.order)
+        return by_row[np.searchsorted(self.chosen.order, self.order, sorter=by_row)]
 
 
 class Planner:
@@ -98,25 +128,27 @@ class Planner:
             decision = decide(self._policy, view, now, length)
         else:
             decision = settle(view, _alone(view, isolated), now, length)
-        chosen, order = decision.chosen, decision.order
+        order = decision.order
         plan = executor_pb2.Plan(
-            attempt_keys=[table.at(row).key for row in rows[order].tolist()],
+            attempt_keys=table.keys_of(rows[order]),
             token_limits=view.token_limit[order].tolist() if view.token_limit[order].any() else (),
-            evict=[table.at(row).key for row in rows[decision.evict].tolist()],
+            evict=table.keys_of(rows[decision.evict]),
             max_batch=decision.max_batch,
             prefill_budget_tokens=decision.prefill_budget_tokens,
-            valid_for_steps=decision.valid_for_steps,
         )
         self._steps = 0
         old = self.record.plan
-        plan.plan_id = old.plan_id
+        # For how long a plan holds is no news to an engine that goes on with it until another one comes.
+        plan.plan_id, plan.valid_for_steps = old.plan_id, old.valid_for_steps
         changed = not old.plan_id or plan != old
+        plan.valid_for_steps = decision.valid_for_steps
         if changed:
             self._plan_id += 1
             plan.plan_id = self._plan_id
             head = plan.attempt_keys[: plan.max_batch or view.capacity.max_batch]
             self._heads.append((plan.plan_id, frozenset(head)))
-        self.record = self._explained(chosen, view, order, plan, (time.perf_counter() - began) * 1000)
+        plan_ms = (time.perf_counter() - began) * 1000
+        self.record = PlanRecord(plan, decision.chosen, order, rows, plan_ms)
         shed(view, decision.shed, now)
         return plan if changed else None
 
@@ -132,24 +164,6 @@ class Planner:
         if not len(suspects):
             return None
         return int(suspects[np.lexsort((view.row_id[suspects], view.arrival_ms[suspects]))[0]])
-
-    def _explained(
-        self, chosen: BatchPlan, view: BatchView, order: IntArray, plan: executor_pb2.Plan, plan_ms: float
-    ) -> PlanRecord:
-        listed = len(order)
-        cut: dict[int, PlanReason] = {}
-        table = self._state.table
-        if len(chosen.order) == listed:  # nothing was cut out: the lists run side by side
-            scores, reasons = chosen.scores, tuple(chosen.reasons)
-        else:
-            place = np.full(len(view), -1, dtype=np.int64)
-            place[chosen.order] = np.arange(len(chosen.order))
-            at = place[order]
-            scores, reasons = chosen.scores[at], tuple(chosen.reasons[i] for i in at.tolist())
-            left_out = chosen.order[~np.isin(chosen.order, order)][: self._state.config.plan_length]
-            for row in view.row_id[left_out].tolist():
-                cut[table.at(row).key] = PlanReason.NO_KV_ROOM
-        return PlanRecord(plan, tuple(scores.tolist()), reasons, cut, plan_ms)
 
 
 def _alone(view: BatchView, row: int) -> BatchPlan:

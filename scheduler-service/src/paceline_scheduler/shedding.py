@@ -30,7 +30,7 @@ class Shedding:
         if not len(rows):
             return
         table, counts = self._state.table, self._state.counts
-        missed = out_of_reach(view, now_ms)[rows].tolist()
+        missed = out_of_reach(view, rows, now_ms).tolist()
         attainable = attainable_ms(view, now_ms)[rows].tolist()
         for row, was_missed, attainable_here in zip(
             view.row_id[rows].tolist(), missed, attainable, strict=True
@@ -53,7 +53,7 @@ class Shedding:
         rows = np.flatnonzero(state.table.alive & state.table.drops)
         if len(rows):
             view = state.table.view(state.engine.capacity, state.fitter.model, rows)
-            if out_of_reach(view, now_ms).any():
+            if out_of_reach(view, np.arange(len(rows)), now_ms).any():
                 state.mark_dirty()
 
     def _asked_ms(self, row: int) -> float:

@@ -41,14 +41,16 @@ def time_left_ms(view: BatchView, now_ms: float) -> FloatArray:
     return np.asarray(due - now_ms)
 
 
-def out_of_reach(view: BatchView, now_ms: float) -> BoolArray:
-    """[N] True where the target is missed whatever comes: a token was late or the next one is (latency), or the
-    deadline is past: that of the task, for its calls, which counts from the first of them."""
-    latency = view.slo_class == SloClass.LATENCY
-    due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
-    due = np.minimum(due, view.task_due_ms)
-    missed = (due < now_ms) | (latency & (view.late_tokens > 0))
-    return np.asarray(missed & (view.slo_class != SloClass.BEST_EFFORT))
+def out_of_reach(view: BatchView, rows: IntArray, now_ms: float) -> BoolArray:
+    """[R] True for those of `rows` whose target is missed whatever comes: a token was late, or the next one is
+    (latency), or the deadline is past: that of the task, for its calls, which counts from the first of them."""
+    slo_class = view.slo_class[rows]
+    latency = slo_class == SloClass.LATENCY
+    token_due_ms = view.ttft_ms[rows] + view.generated[rows] * view.tbt_ms[rows]
+    due = view.arrival_ms[rows] + np.where(latency, token_due_ms, view.e2e_ms[rows])
+    due = np.minimum(due, view.task_due_ms[rows])
+    missed = (due < now_ms) | (latency & (view.late_tokens[rows] > 0))
+    return np.asarray(missed & (slo_class != SloClass.BEST_EFFORT))
 
 
 def attainable_ms(view: BatchView, now_ms: float) -> FloatArray:

@@ -40,11 +40,11 @@ def settle(view: BatchView, chosen: BatchPlan, now_ms: float, plan_length: int) 
     """Cut a plan to what fits, and leave out what has missed its target and asked for an end then, whatever the
     policy thinks of it: a policy that never sheds must not break that promise."""
     order, shed = chosen.order, chosen.shed
-    if view.drops.any():
-        missed = view.drops & out_of_reach(view, now_ms)
-        if missed.any():
-            shed = np.union1d(shed, np.flatnonzero(missed))
-            order = order[~missed[order]]
+    asked = np.flatnonzero(view.drops)
+    missed = asked[out_of_reach(view, asked, now_ms)]
+    if len(missed):
+        shed = np.union1d(shed, missed)
+        order = order[~np.isin(order, missed)]
     fitting = fit(view, order, chosen.max_batch)
     return Decision(
         chosen=chosen,

@@ -32,11 +32,8 @@ def fit(view: BatchView, order: IntArray, max_batch: int) -> Fit:
     capacity = view.capacity
     if not len(order):
         return Fit(order, np.empty(0, dtype=np.int64), UNTIL_EVENT)
-    need = np.minimum(
-        view.context_tokens() + np.minimum(GROWTH_TOKENS, np.maximum(view.max_tokens - view.generated, 0)),
-        capacity.max_context_tokens,
-    )
-    fits = np.cumsum(need[order]) <= capacity.kv_tokens
+    need = _need(view, order)
+    fits = np.cumsum(need) <= capacity.kv_tokens
     count = max(1, min(int(np.count_nonzero(fits)), capacity.max_resident))
     order = order[:count]
     head = order[: max_batch or capacity.max_batch]
@@ -44,7 +41,7 @@ def fit(view: BatchView, order: IntArray, max_batch: int) -> Fit:
     in_head = np.zeros(len(view), dtype=bool)
     in_head[head] = True
     others = np.flatnonzero((view.kv_tokens > 0) & ~in_head)
-    kept = int(need[head].sum()) + int(view.kv_tokens[others].sum())
+    kept = int(need[: len(head)].sum()) + int(view.kv_tokens[others].sum())
     residents = len(head) + len(others)
     evict: list[int] = []
     if kept > capacity.kv_tokens or residents > capacity.max_resident:
@@ -66,3 +63,11 @@ def fit(view: BatchView, order: IntArray, max_batch: int) -> Fit:
     return Fit(
         order, np.empty(0, dtype=np.int64), GROWTH_TOKENS // 2 if tight else max(1, spare // len(head))
     )
+
+
+def _need(view: BatchView, rows: IntArray) -> IntArray:
+    """[R] KV tokens of `rows`, with room to grow."""
+    generated = view.generated[rows]
+    context = view.prompt_tokens[rows] + np.maximum(generated - 1, 0)
+    growth = np.minimum(GROWTH_TOKENS, np.maximum(view.max_tokens[rows] - generated, 0))
+    return np.asarray(np.minimum(context + growth, view.capacity.max_context_tokens))

@@ -27,6 +27,7 @@ _FLOAT: Final = (
 )  # fmt: skip
 _SMALL: Final = ("tenant", "task", "priority", "router")
 _BYTE: Final = ("slo_class", "state")
+_KEY: Final = ("key",)
 _FLAG: Final = ("alive", "started", "at_risk", "drops")
 
 
@@ -78,6 +79,7 @@ class LiveTable(Generic[A]):
     router: NDArray[np.int32]
     slo_class: NDArray[np.int8]
     state: NDArray[np.int8]
+    key: NDArray[np.uint64]
     alive: NDArray[np.bool_]
     started: NDArray[np.bool_]
     at_risk: NDArray[np.bool_]
@@ -129,6 +131,7 @@ class LiveTable(Generic[A]):
         row = self._free.pop()
         attempt.row = row
         self._attempts[row] = attempt
+        self.key[row] = attempt.key
         self._row_of[attempt.key] = row
         self.version += 1
         for name in (*_INT, *_FLOAT, *_SMALL, *_FLAG):
@@ -186,6 +189,11 @@ class LiveTable(Generic[A]):
         if attempt is None:
             raise LookupError(f"row {row} is free")
         return attempt
+
+    def keys_of(self, rows: IntArray) -> list[int]:
+        """[R] Keys of rows that are in use."""
+        keys: list[int] = self.key[rows].tolist()
+        return keys
 
     def rows_of(self, keys: Sequence[int]) -> IntArray:
         """[len(keys)] Row of each key, -1 for unknown ones."""
@@ -259,6 +267,7 @@ class LiveTable(Generic[A]):
             (_FLOAT, np.float64),
             (_SMALL, np.int32),
             (_BYTE, np.int8),
+            (_KEY, np.uint64),
             (_FLAG, np.bool_),
         )
         for names, dtype in kinds:
@@ -266,7 +275,7 @@ class LiveTable(Generic[A]):
                 setattr(self, name, np.zeros(rows, dtype=dtype))
 
     def _grow(self) -> None:
-        old = {name: getattr(self, name) for name in (*_INT, *_FLOAT, *_SMALL, *_BYTE, *_FLAG)}
+        old = {name: getattr(self, name) for name in (*_INT, *_FLOAT, *_SMALL, *_BYTE, *_KEY, *_FLAG)}
         had = self.rows
         self._allocate(2 * had)
         for name, column in old.items():
