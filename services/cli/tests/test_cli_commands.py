@@ -15,7 +15,7 @@ from paceline_cli.app import app
 COMMANDS = [
     ["up"], ["down"], ["status"], ["request", "list"], ["request", "show"], ["explain"], ["drain"], ["doctor"],
     ["config", "show"], ["live"], ["bench", "line"], ["bench", "relay"],
-    ["bench", "predictor"],
+    ["bench", "predictor"], ["bench", "scheduler"],
 ]  # fmt: skip
 
 

@@ -150,6 +150,73 @@ def predictor(
     )
 
 
+@app.command("scheduler")
+def scheduler(
+    live: Annotated[int, typer.Option(min=1, help="Live requests in the table.")] = 10_000,
+    batch: Annotated[int, typer.Option(min=1, help="Batch limit of the engine.")] = 256,
+    policies: Annotated[str, typer.Option(help="Names with commas between; empty: all.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed plans of each policy.")] = 400,
+    seed: Annotated[int, typer.Option(help="Chooses the requests.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a plan costs, policy by policy: the table's view, the policy, and what fits of its list.
+
+    Leave the machine alone meanwhile.
+
+    Example: paceline bench scheduler --live 10000 --json
+    """
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.scheduler import SchedulerPlan, measure_planning
+    from paceline_lab.machine import describe_machine
+
+    names = tuple(name.strip() for name in policies.split(",") if name.strip())
+    plan = SchedulerPlan(live=live, batch=batch, rounds=rounds, seed=seed, policies=names)
+    try:
+        result = {"benchmark": "scheduler", **measure_planning(plan, _say), "machine": describe_machine()}
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        print_json(result)
+        return
+    for name, figures in result["policies"].items():
+        print(f"{name:18s} plan P50 {figures['plan_ms_p50']:7.3f} ms, P99 {figures['plan_ms_p99']:7.3f} ms")
+    print(f"memory: {result['bytes_per_live_request']:.0f} bytes per live request in the table")
+
+
+@app.command("router")
+def router(
+    engines: Annotated[int, typer.Option(min=1, help="Simulated engines.")] = 512,
+    decisions: Annotated[int, typer.Option(min=100, help="Decisions timed for each policy.")] = 2000,
+    fill: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the slots that are taken.")] = 0.7,
+    policies: Annotated[str, typer.Option(help="Placement policies by commas; empty: all.")] = "",
+    policy: Annotated[str, typer.Option(help="The one whose figures stand on top.")] = "margin",
+    seed: Annotated[int, typer.Option(help="Chooses the requests.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a routing decision costs in the decision core, without a service around it.
+
+    Leave the machine alone meanwhile.
+
+    Example: paceline bench router --engines 512 --json
+    """
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.router import RouterPlan, bench_router
+    from paceline_lab.machine import describe_machine
+
+    names = tuple(name.strip() for name in policies.split(",") if name.strip())
+    try:
+        result = bench_router(RouterPlan(engines, decisions, fill, seed, names, policy))
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    result["machine"] = describe_machine()
+    if as_json:
+        print_json(result)
+        return
+    print(f"{engines} engines, {result['live_requests']} live requests; microseconds, P50 and P99")
+    for name, row in result["policies"].items():
+        print(f"{name:24s} decision {row['decision_us_p50']:8.1f} {row['decision_us_p99']:8.1f}")
+
+
 def _print_line(result: dict[str, Any]) -> None:
     for name, value in result["ttft_ms"].items():
         print(f"TTFT {name:14s} P50 {value['p50']:7.2f} ms")
