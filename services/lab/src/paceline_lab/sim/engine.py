@@ -53,6 +53,8 @@ class Run:
     prefill_tokens: int = 0
     products: float = 0.0
     """Sum over prefill chunks of n * (context before it + n/2)."""
+    ends_ms: FloatArray | None = None
+    """When its steps end, once somebody asked."""
 
 
 class SimEngine:
@@ -149,16 +151,15 @@ class SimEngine:
         if run is None:
             return None
         if run.steps > 1:
-            passed = now_ms - run.start_ms - run.extra_ms
-            whole = self._times.decode_steps_within(len(run.decodes), run.context_tokens, passed, run.steps)
+            whole = self._steps_done(run, now_ms)
             if whole + 1 < run.steps:
                 run.steps = whole + 1
-                run.end_ms = (
-                    run.start_ms
-                    + run.extra_ms
-                    + self._times.decode_run_ms(len(run.decodes), run.context_tokens, run.steps)
-                )
+                run.end_ms = float(self._step_ends(run)[whole])
         return run.end_ms
+
+    def _steps_done(self, run: Run, now_ms: float) -> int:
+        """Steps of a run of decode steps that are over."""
+        return int(np.searchsorted(self._step_ends(run)[: run.steps], now_ms, side="right"))
 
     def cancel(self, call: SimCall) -> None:
         """End a call before its time: with the step under way, or before the next plan."""
@@ -186,9 +187,7 @@ class SimEngine:
         generated = self.table.generated[rows].copy()
         run = self.run
         if run is not None and len(run.decodes) and not run.prefills:
-            passed = now_ms - run.start_ms - run.extra_ms
-            steps = self._times.decode_steps_within(len(run.decodes), run.context_tokens, passed, run.steps)
-            generated[np.isin(rows, run.decodes)] += steps
+            generated[self._in_run[rows]] += self._steps_done(run, now_ms)
         return rows, generated
 
     def output_owed(self, now_ms: float) -> float:
@@ -477,7 +476,7 @@ class SimEngine:
             if steps == 1:
                 self.tracker.tokens(decodes, first, np.ones_like(first), now_ms)
             else:
-                self.tracker.tokens_run(decodes, first, self._step_ends(run, now_ms))
+                self.tracker.tokens_run(decodes, first, self._step_ends(run)[:steps])
         done: list[int] = []
         for row, end in run.prefills:
             tokens = end - int(table.kv_tokens[row])
@@ -497,18 +496,18 @@ class SimEngine:
             self._dirty = True
         return made
 
-    def _step_ends(self, run: Run, now_ms: float) -> FloatArray:
-        """[steps] Ends of the steps of a run that decodes; the last one is now."""
-        batch, times = len(run.decodes), self._times
-        contexts = run.context_tokens + batch * np.arange(run.steps)
-        if times.linear is not None:
-            each = times.decode_run_ms(batch, 0.0, 1) + times.linear.c_ms * contexts
-        else:
-            memory = times.weights_ms + times.kv_ms * contexts
-            each = times.base_ms + np.maximum(memory, times.token_ms * batch) + times.attention_ms * contexts
-        ends = run.start_ms + run.extra_ms + np.cumsum(each)
-        ends[-1] = now_ms
-        return np.asarray(ends)
+    def _step_ends(self, run: Run) -> FloatArray:
+        """[at least steps] When each step of a run of decode steps ends."""
+        if run.ends_ms is None:
+            batch, times = len(run.decodes), self._times
+            contexts = run.context_tokens + batch * np.arange(run.steps)
+            if times.linear is not None:
+                each = times.decode_run_ms(batch, 0.0, 1) + times.linear.c_ms * contexts
+            else:
+                memory = np.maximum(times.weights_ms + times.kv_ms * contexts, times.token_ms * batch)
+                each = times.base_ms + memory + times.attention_ms * contexts
+            run.ends_ms = run.start_ms + run.extra_ms + np.cumsum(each)
+        return run.ends_ms
 
     def _leave(self, row: int) -> None:
         """A call is over: free what it holds."""
