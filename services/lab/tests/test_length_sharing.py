@@ -9,6 +9,7 @@ from paceline_lab.lengths.graph import (
     TextFrontEnd,
     answer,
     check,
+    inputs_of,
     normalised,
     quantile_nodes,
     session,
@@ -53,10 +54,38 @@ def test_a_mixture_is_the_weighted_mean_of_what_its_parts_say_of_the_words() -> 
 
 def test_the_text_is_weighted_and_projected_once() -> None:
     mixed = mixture_graph([Part(_worded(seed, 4), 0.5, 0.5) for seed in range(2)])
-    readers = [node.op_type for node in mixed.graph.node if "text" in node.input]
-    assert sorted(readers) == ["MatMul", "Sqrt"]
+    (way,) = [node for node in mixed.graph.node if node.op_type == "If" and "text" in inputs_of(node)]
+    (dense,) = [attribute.g for attribute in way.attribute if attribute.name == "else_branch"]
+    assert sorted(node.op_type for node in dense.node if "text" in node.input) == ["MatMul", "Sqrt"]
     long = [one for one in mixed.graph.initializer if one.dims and one.dims[0] == BUCKETS]
     assert sorted(tuple(one.dims) for one in long) == [(BUCKETS, 2), (BUCKETS, 8)]
+
+
+def test_a_single_question_is_answered_as_many_are() -> None:
+    mixed = mixture_graph([Part(_worded(seed, 4), 0.5, 0.5) for seed in range(2)])
+    text, numeric = _given()
+    runner = session(mixed)
+    together = answer(runner, text, numeric)[0]
+    for row in range(len(text)):  # the first has no words
+        alone = answer(runner, text[row : row + 1], numeric[row : row + 1])[0]
+        assert np.abs(alone - together[row]).max() < 1e-6
+
+
+def test_what_only_one_way_needs_is_done_on_that_way_alone() -> None:
+    graph = GraphBuilder()
+    shared = graph.node("Relu", "numeric")
+    plain = graph.node("Neg", shared)
+    costly = graph.node("Add", plain, graph.node("Exp", shared))
+    condition = graph.node("Greater", graph.node("ReduceMax", "numeric", keepdims=0), graph.scalar(0.5))
+    result = graph.either(condition, costly, plain)
+    assert [node.op_type for node in graph.nodes] == ["Relu", "Neg", "ReduceMax", "Greater", "If"]
+    then_branch, else_branch = ([n.op_type for n in a.g.node] for a in graph.nodes[-1].attribute)
+    assert sorted([then_branch, else_branch], key=len) == [["Identity"], ["Exp", "Add", "Identity"]]
+    runner = session(graph.model(result, "", BUCKETS, K))
+    for value in (0.0, 2.0):
+        given = np.full((2, K), value, np.float32)
+        found = answer(runner, np.zeros((2, BUCKETS), np.float32), given)[0]
+        assert np.allclose(found, np.exp(value) - value if value else 0.0)
 
 
 def test_a_step_of_a_front_end_that_others_read_stays() -> None:
@@ -69,9 +98,13 @@ def test_a_step_of_a_front_end_that_others_read_stays() -> None:
     graph.node("Concat", first, second, roots, axis=1)
     assert share_text(graph) == 2
     made = {name for node in graph.nodes for name in node.output}
+    inner = [node for way in graph.nodes for attribute in way.attribute for node in attribute.g.node]
+    known = made | {name for node in inner for name in node.output}
     assert {first, second, roots} <= made
     assert all(
-        name in made or name in graph.constants or name == "text" for n in graph.nodes for name in n.input
+        name in known or name in graph.constants or name == "text"
+        for n in graph.nodes
+        for name in inputs_of(n)
     )
 
 

@@ -2,10 +2,11 @@
 
     text [N, TEXT_BUCKETS] -> sqrt(count) * idf -> rows of length 1 -> projection [N, C] ---+
     numeric [N, F] ----------------------------------------------------------------------------+-> model -> masses
-    masses [N, K] -> rows of sum 1 = `probabilities` -> `quantiles` [N, 3] (P50, P90, P95)
+    masses [N, K] -> rows of sum 1 = `probabilities` (-> `quantiles` [N, 3] (P50, P90, P95))
 
 Both outputs are before `TAIL_MIX`: `paceline_core.lengths.cdf_from_probabilities` mixes the tail in when an answer
-is made from the masses. The quantiles are read as `paceline_core.lengths.quantile` reads a CDF.
+is made from the masses. The quantiles are read as `paceline_core.lengths.quantile` reads a CDF; the service does not
+read them, and what ships goes without: a graph computes all its outputs, asked for or not.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
-from paceline_core.lengths import EDGES, OPEN_EDGE, K
+from paceline_core.lengths import EDGES, OPEN_EDGE, K, quantile
 
 OPSET = 21
 ML_OPSET = 5
@@ -45,6 +46,7 @@ class GraphBuilder:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self._named_nodes = 0
 
     def constant(self, name: str, values: np.ndarray | Sequence[float] | float) -> str:
         """A constant of this name; the same name again must mean the same values."""
@@ -57,24 +59,62 @@ class GraphBuilder:
         """A small int64 vector: axes, shapes, indices."""
         return self.constant("int_" + "_".join(map(str, values)), np.asarray(values, dtype=np.int64))
 
+    def scalar_index(self, value: int) -> str:
+        """An int64 scalar: gathering by it takes the dimension away."""
+        return self.constant(f"index_{value}", np.asarray(value, dtype=np.int64))
+
     def scalar(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(f"float_{value!r}", np.asarray(value, dtype=np.float32))
 
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """One operator with one output."""
-        name = f"{operator.lower()}_{len(self.nodes)}"
+        name = f"{operator.lower()}_{self._named_nodes}"
+        self._named_nodes += 1
         self.nodes.append(helper.make_node(operator, list(inputs), [name], domain=domain, **attributes))
         return name
+
+    def either(self, condition: str, then: str, otherwise: str, keep: Sequence[str] = ()) -> str:
+        """`then` where the one boolean of `condition` is true, else `otherwise`: results of float32 that are there.
+
+        The steps that only one of the two needs are done only when it is asked for. `keep`: results that others are
+        still to read.
+        """
+        branches = []
+        for wanted, other in ((then, otherwise), (otherwise, then)):
+            only = self._steps_to([wanted]) - self._steps_to([condition, other, *keep])
+            branches.append((wanted, [node for number, node in enumerate(self.nodes) if number in only]))
+        moved = {id(node) for _, nodes in branches for node in nodes}
+        self.nodes = [node for node in self.nodes if id(node) not in moved]
+        then_branch, else_branch = (self._branch(wanted, nodes) for wanted, nodes in branches)
+        return self.node("If", condition, then_branch=then_branch, else_branch=else_branch)
+
+    def _steps_to(self, results: Sequence[str]) -> set[int]:
+        """Numbers of the nodes that results need."""
+        needed, found = set(results), set()
+        for number in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[number]
+            if needed.intersection(node.output):
+                needed.update(inputs_of(node))
+                found.add(number)
+        return found
+
+    def _branch(self, result: str, nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
+        name = f"{result}_or"
+        end = helper.make_node("Identity", [result], [name])
+        value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([*nodes, end], name, [], [value])
 
     def model(
         self, probabilities: str, quantiles: str, text_buckets: int, numeric: int, doc: str = ""
     ) -> onnx.ModelProto:
-        """The graph with the inputs and outputs of a length model; not yet marked by `describe`."""
-        outputs = [
-            self._named(probabilities, "probabilities", ["N", K]),
-            self._named(quantiles, "quantiles", ["N", len(LEVELS)]),
-        ]
+        """The graph with the inputs and outputs of a length model; not yet marked by `describe`.
+
+        `quantiles`: empty for a graph without that output.
+        """
+        outputs = [self._named(probabilities, "probabilities", ["N", K])]
+        if quantiles:
+            outputs.append(self._named(quantiles, "quantiles", ["N", len(LEVELS)]))
         graph = helper.make_graph(
             self.nodes,
             "length",
@@ -95,6 +135,16 @@ class GraphBuilder:
     def _named(self, result: str, name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
         self.nodes.append(helper.make_node("Identity", [result], [name]))
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def inputs_of(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, by its branches too."""
+    read = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                read |= inputs_of(inner)
+    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +277,16 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 def answer(runner: ort.InferenceSession, text: Float32, numeric: Float32) -> tuple[Float32, Float32]:
-    """`probabilities` [N, K] and `quantiles` [N, 3]."""
-    probabilities, quantiles = runner.run(["probabilities", "quantiles"], {"text": text, "numeric": numeric})
-    return np.asarray(probabilities), np.asarray(quantiles)
+    """`probabilities` [N, K] and quantiles [N, 3]: the graph's own, or read from the masses where it gives none."""
+    given = {"text": text, "numeric": numeric}
+    if any(output.name == "quantiles" for output in runner.get_outputs()):
+        probabilities, quantiles = runner.run(["probabilities", "quantiles"], given)
+        return np.asarray(probabilities), np.asarray(quantiles)
+    probabilities = np.asarray(runner.run(["probabilities"], given)[0])
+    cdf = np.cumsum(probabilities, axis=1, dtype=np.float64)
+    nothing, unlimited = np.zeros(len(cdf)), np.full(len(cdf), OPEN_EDGE)
+    found = [quantile(cdf, level, nothing, unlimited) for level in LEVELS]
+    return probabilities, np.stack(found, axis=1).astype(np.float32)
 
 
 def check(model: onnx.ModelProto, rows: int = 16, seed: int = 0) -> None:

@@ -8,7 +8,7 @@ import onnx
 from onnx import compose
 
 from paceline_core.lengths import FloatArray
-from paceline_lab.lengths.graph import GraphBuilder, normalised, quantile_nodes
+from paceline_lab.lengths.graph import GraphBuilder, normalised
 from paceline_lab.lengths.sharing import share_text
 from paceline_predictor.features import NUMERIC
 
@@ -49,23 +49,26 @@ def mixture_graph(
     share_text(graph)
     later = _mean(graph, masses, [part.otherwise for part in parts])
     arrival = later if hedge is None else _hedged(graph, later, hedge)
-    if apps:
-        known = _mean(graph, masses, [part.known for part in parts])
-        if sharpening != 1:
-            known = normalised(graph, graph.node("Pow", known, graph.scalar(sharpening)))
-        tags = graph.node("Gather", "text", graph.integers(*apps), axis=1)
-        named = graph.node("ReduceMax", tags, graph.integers(1), keepdims=1)
-        is_known = graph.node("Greater", named, graph.scalar(0.5))
-        arrival = graph.node("Where", is_known, known, arrival)
     has_output = graph.node("Gather", "numeric", graph.integers(NUMERIC.index("has_output")), axis=1)
     is_later = graph.node("Greater", has_output, graph.scalar(0.5))
     mixed = graph.node("Where", is_later, later, arrival)
+    if apps:
+        known = _mean(graph, masses, [part.known for part in parts])
+        if sharpening != 1:
+            known = graph.node("Pow", known, graph.scalar(sharpening))
+        tags = graph.node("Gather", "text", graph.integers(*apps), axis=1)
+        named = graph.node("ReduceMax", tags, graph.integers(1), keepdims=1)
+        new = graph.node("Greater", named, has_output)  # both are 0 or 1
+        anew = graph.node("Where", new, known, mixed)
+        # Parts that count for known apps alone are asked when a question is of one.
+        some = graph.node("ReduceMax", graph.node("Sub", named, has_output), keepdims=0)
+        mixed = graph.either(graph.node("Greater", some, graph.scalar(0.5)), anew, mixed)
     probabilities = normalised(graph, mixed)
     given = parts[0].model.graph.input
     widths = {one.name: one.type.tensor_type.shape.dim[1].dim_value for one in given}
     return graph.model(
         probabilities,
-        quantile_nodes(graph, probabilities),
+        "",
         widths["text"],
         widths["numeric"],
         doc=" + ".join(f"{part.known:g} of ({part.model.graph.doc_string})" for part in parts),
@@ -83,10 +86,7 @@ def _mean(graph: GraphBuilder, masses: Sequence[str], shares: Sequence[float]) -
         for one, share in zip(masses, shares, strict=True)
         if share
     ]
-    total = weighted[0]
-    for one in weighted[1:]:
-        total = graph.node("Add", total, one)
-    return total
+    return weighted[0] if len(weighted) == 1 else graph.node("Sum", *weighted)
 
 
 def _add(graph: GraphBuilder, model: onnx.ModelProto, prefix: str) -> str:

@@ -2,6 +2,7 @@
 
 To one question a product with a matrix of 4096 rows costs by its steps more than by its columns, so the matrices of all
 front ends are put side by side; the norms of the texts, which differ by weights of the buckets, come from one product.
+Of a single question most buckets are empty: then only the rows of the matrices are read whose buckets are not.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from paceline_lab.lengths.graph import MIN_NORM, Float32, GraphBuilder
+from paceline_lab.lengths.graph import MIN_NORM, Float32, GraphBuilder, inputs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def share_text(graph: GraphBuilder) -> int:
     graph.nodes = []
     _add(graph, fronts)
     graph.nodes.extend(rest)
-    used = {name for node in graph.nodes for name in node.input}
+    used = {name for node in graph.nodes for name in inputs_of(node)}
     graph.constants = {name: one for name, one in graph.constants.items() if name in used}
     return len(fronts)
 
@@ -48,13 +49,26 @@ def _add(graph: GraphBuilder, fronts: list[_Front]) -> None:
     sizes = [front.projection.shape[1] for front in fronts]
     projection = np.concatenate([front.projection for front in fronts], axis=1)
     idf_squared = np.concatenate([front.idf_squared for front in fronts], axis=1)
-    product = graph.node("MatMul", graph.node("Sqrt", "text"), graph.constant("projections", projection))
-    square = graph.node("MatMul", "text", graph.constant("idf_squares", idf_squared))
-    norm = graph.node("Max", graph.node("Sqrt", square), graph.scalar(MIN_NORM))
+    wide, squares = graph.constant("projections", projection), graph.constant("idf_squares", idf_squared)
     own = graph.constant("front_of", np.repeat(np.arange(len(fronts), dtype=np.int64), sizes))
-    scaled = graph.node("Div", product, graph.node("Gather", norm, own, axis=1))
+    dense = _scaled(graph, "text", wide, squares, own)
+    # For more questions at once, finding the buckets that any of them has costs what it saves.
+    there = graph.node("Gather", graph.node("NonZero", "text"), graph.scalar_index(1), axis=0)
+    counts = graph.node("Gather", "text", there, axis=1)
+    own_wide, own_squares = (graph.node("Gather", table, there, axis=0) for table in (wide, squares))
+    sparse = _scaled(graph, counts, own_wide, own_squares, own)
+    count = graph.node("Shape", "text", start=0, end=1)
+    scaled = graph.either(graph.node("Equal", count, graph.integers(1)), sparse, dense)
     results = [front.result for front in fronts]
     graph.nodes.append(helper.make_node("Split", [scaled, graph.integers(*sizes)], results, axis=1))
+
+
+def _scaled(graph: GraphBuilder, counts: str, projection: str, idf_squared: str, own: str) -> str:
+    """Components [N, C] of counts [N, B], by each front end's norm: `own` int64[C] says whose a component is."""
+    product = graph.node("MatMul", graph.node("Sqrt", counts), projection)
+    square = graph.node("MatMul", counts, idf_squared)
+    norm = graph.node("Max", graph.node("Sqrt", square), graph.scalar(MIN_NORM))
+    return graph.node("Div", product, graph.node("Gather", norm, own, axis=1))
 
 
 def _without(nodes: list[onnx.NodeProto], fronts: list[_Front]) -> list[onnx.NodeProto]:

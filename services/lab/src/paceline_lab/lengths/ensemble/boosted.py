@@ -185,12 +185,9 @@ def _between(graph: GraphBuilder, quantiles: str, params: BoostedParams) -> str:
     points[:, 1:-1] = np.eye(count)
     points[0, 0], points[1, 0] = 1 + params.tail, -params.tail
     points[-1, -1], points[-2, -1] = 1 + params.tail, -params.tail
-    stretched = graph.node("MatMul", ordered, graph.constant("points", points))
-    low, high = (
-        graph.node("Slice", stretched, graph.integers(a), graph.integers(b), graph.integers(1))
-        for a, b in ((0, count + 1), (1, count + 2))
-    )
-    gap = graph.node("Max", graph.node("Sub", high, low), graph.scalar(_LEAST_GAP))
+    low = graph.node("MatMul", ordered, graph.constant("low_points", points[:, :-1]))
+    gap = graph.node("MatMul", ordered, graph.constant("gaps", np.diff(points, axis=1)))
+    gap = graph.node("Max", gap, graph.scalar(_LEAST_GAP))
     beyond = graph.node(
         "Sub",
         graph.constant("log_ends", _LOG_ENDS[None, :, None]),
@@ -199,15 +196,11 @@ def _between(graph: GraphBuilder, quantiles: str, params: BoostedParams) -> str:
     share = graph.node("Div", beyond, graph.node("Unsqueeze", gap, graph.integers(1)))
     inside = graph.node("Clip", share, graph.scalar(0.0), graph.scalar(1.0))
     rises = np.diff(np.concatenate([[0.0], params.levels, [1.0]])).astype(np.float32)
-    parts = graph.node("Mul", inside, graph.constant("rises", rises))
-    below = graph.node("ReduceSum", parts, graph.integers(2), keepdims=0)
-    cdf = graph.node("Pad", below, graph.integers(0, 1, 0, 1), graph.scalar(0.0), mode="constant")
-    ends = len(_LOG_ENDS) + 1
-    last = np.zeros((1, ends), np.float32)
-    last[0, -1] = 1.0
-    before, after = (
-        graph.node("Slice", cdf, graph.integers(a), graph.integers(a + ends), graph.integers(1))
-        for a in (0, 1)
-    )
-    masses = graph.node("Sub", graph.node("Add", after, graph.constant("certain", last)), before)
+    below = graph.node("MatMul", inside, graph.constant("rises", rises))
+    # Masses are what the CDF rises by from end to end; the last one ends at 1.
+    ends = len(_LOG_ENDS)
+    steps = np.eye(ends, ends + 1, dtype=np.float32) - np.eye(ends, ends + 1, 1, dtype=np.float32)
+    last = np.zeros(ends + 1, np.float32)
+    last[-1] = 1.0
+    masses = graph.node("Gemm", below, graph.constant("steps", steps), graph.constant("certain", last))
     return normalised(graph, graph.node("Max", masses, graph.scalar(0.0)))

@@ -132,6 +132,7 @@ async def _answered(stub: router_pb2_grpc.RouterServiceStub, job: _Job) -> Answe
         max_tokens=job.max_tokens,
         p50=declared.length_p50,
         p90=declared.length_p90,
+        p_cut=declared.length_cut_probability,
         source=declared.estimate_source,
         output_tokens=finished.output_tokens,
         cut=finished.finish_reason == attempt_pb2.FINISH_REASON_LENGTH,

@@ -4,9 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 _CLIP_TOLERANCE_TOKENS = 0.5
+_LEVEL: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,20 +20,28 @@ class Answered:
     max_tokens: int
     p50: float
     p90: float
+    p_cut: float
+    """Declared probability that the answer is cut at `max_tokens`."""
     source: str
     output_tokens: int
     cut: bool
     """It ended at `max_tokens`: longer is all that is known."""
 
     @property
-    def scored(self) -> bool:
-        """True if the bound could have been missed: one at `max_tokens` covers whatever comes."""
+    def open(self) -> bool:
+        """True if the bound is below the limit, so that the answer itself can miss it."""
         return self.p90 < self.max_tokens - _CLIP_TOLERANCE_TOKENS
 
     @property
-    def within(self) -> bool:
-        """True if the answer was no longer than declared."""
-        return not self.cut and self.output_tokens <= self.p90
+    def within(self) -> float:
+        """1 if the answer was no longer than declared, else 0. Of a cut answer whose bound stands at the limit: the
+        chance that the forecast gave to an end within its P90, given that it was cut (as for censored outcomes in
+        Czado, Gneiting and Held, 2009). Calibrated forecasts have 0.9 in the mean, whatever is cut."""
+        if not self.cut:
+            return float(self.output_tokens <= self.p90)
+        if self.open:
+            return 0.0
+        return min(1.0, max(0.0, 1.0 - (1.0 - _LEVEL) / max(self.p_cut, 1e-9)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +49,18 @@ class Coverage:
     """Coverage of a group of requests."""
 
     requests: int
-    scored: int
-    clipped: int
-    """Left out: their bound stands at `max_tokens`."""
     coverage_p90: float
-    """Of the scored ones; NaN without any."""
+    """Mean of `Answered.within`; NaN without any."""
     standard_error: float
-    coverage_p90_with_clipped: float
-    """Where a clipped bound counts as kept."""
+    open: int
+    """Those whose bound is below the limit."""
+    coverage_p90_open: float
+    """Of those alone; NaN without any. They are where the forecast was short: a hard subset."""
     width: float
-    """Geometric mean of declared P90 over declared P50 of the scored ones; NaN without any."""
+    """Geometric mean of declared P90 over declared P50; NaN without any."""
     cut: int
+    cut_declared: float
+    """Cut answers that the forecasts add up to."""
     sources: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,18 +71,17 @@ class Coverage:
 
 def coverage(rows: Sequence[Answered]) -> Coverage:
     """Coverage of some requests."""
-    scored = [row for row in rows if row.scored]
-    within = sum(row.within for row in scored)
-    share = within / len(scored) if scored else math.nan
+    within = [row.within for row in rows]
+    below = [row.within for row in rows if row.open]
     return Coverage(
         requests=len(rows),
-        scored=len(scored),
-        clipped=len(rows) - len(scored),
-        coverage_p90=share,
-        standard_error=math.sqrt(share * (1 - share) / len(scored)) if scored else math.nan,
-        coverage_p90_with_clipped=(within + len(rows) - len(scored)) / len(rows) if rows else math.nan,
-        width=_geometric_mean([row.p90 / max(row.p50, 1.0) for row in scored]),
+        coverage_p90=float(np.mean(within)) if within else math.nan,
+        standard_error=float(np.std(within)) / math.sqrt(len(within)) if within else math.nan,
+        open=len(below),
+        coverage_p90_open=float(np.mean(below)) if below else math.nan,
+        width=_geometric_mean([row.p90 / max(row.p50, 1.0) for row in rows]),
         cut=sum(row.cut for row in rows),
+        cut_declared=sum(row.p_cut for row in rows),
         sources=dict(Counter(row.source for row in rows)),
     )
 

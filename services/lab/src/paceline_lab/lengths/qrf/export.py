@@ -16,6 +16,7 @@ from paceline_lab.lengths.qrf.forest import SHARES, Float64, Forest, joined
 _LESS_OR_EQUAL = 0
 _SUM = 1
 _LARGEST_EXACT_INDEX = 1 << 24
+_LEAST_RISK = 1e-12
 
 
 def forest_nodes(graph: GraphBuilder, forest: Forest, rows: str, smoothing: Float64 | None = None) -> str:
@@ -73,22 +74,24 @@ def kaplan_meier(graph: GraphBuilder, table: str) -> str:
 
     A censored response was at risk in the bins before its own: of its own bin it says nothing.
     """
-    events, censored = (
-        graph.node("Slice", table, graph.integers(low), graph.integers(low + K), graph.integers(1))
-        for low in (0, K)
+    earlier = np.triu(np.ones((K, K), dtype=np.float32), 1)
+    events_of, at_risk_of = np.eye(2 * K, K, dtype=np.float32), np.vstack([1 - earlier, earlier.T])
+    # A little more of both, so that nobody at risk is no hazard, but of the last bin it is 1.
+    least = np.full(2 * K, _LEAST_RISK, dtype=np.float32)
+    least[: K - 1] = 0.0
+    both = graph.node(
+        "Gemm",
+        table,
+        graph.constant("events_and_risk", np.hstack([events_of, at_risk_of])),
+        graph.constant("least_risk", least),
     )
-    axis = graph.constant("axis_1", np.asarray(1, dtype=np.int64))
-    later = graph.node("CumSum", censored, axis, exclusive=1, reverse=1)
-    at_risk = graph.node("Add", graph.node("CumSum", events, axis, reverse=1), later)
-    hazard = graph.node("Div", events, graph.node("Max", at_risk, graph.scalar(1e-12)))
-    ends = np.zeros((1, K), dtype=np.float32)
-    ends[0, -1] = 1.0
-    hazard = graph.node("Max", hazard, graph.constant("ends", ends))
-    hazard = graph.node("Min", hazard, graph.scalar(1.0))
+    events, at_risk = f"{both}_events", f"{both}_risk"
+    graph.nodes.append(helper.make_node("Split", [both], [events, at_risk], axis=1, num_outputs=2))
+    hazard = graph.node("Div", events, at_risk)
     # Survival as a running product: the exponential of a running sum of logarithms.
     survives = graph.node("Max", graph.node("Sub", graph.scalar(1.0), hazard), graph.scalar(1e-30))
-    before = graph.node("Exp", graph.node("CumSum", graph.node("Log", survives), axis, exclusive=1))
-    return graph.node("Mul", hazard, before)
+    logs = graph.node("MatMul", graph.node("Log", survives), graph.constant("earlier", earlier))
+    return graph.node("Mul", hazard, graph.node("Exp", logs))
 
 
 def _leaves(graph: GraphBuilder, forest: Forest, rows: str) -> str:
