@@ -58,6 +58,14 @@ class Estimate:
         )[0]
         return cdf
 
+    def p_longer(self, tokens: int) -> float:
+        """P(L > tokens), given what was out when it was made."""
+        ends = np.array(
+            [self.message.generated_tokens, max(tokens, self.message.generated_tokens)], np.float64
+        )
+        out, past = 1.0 - lengths.cdf_at(np.repeat(self.cdf[None, :], 2, axis=0), ends)
+        return float(past / max(out, 1e-9))
+
     @cached_property
     def median_tokens(self) -> int:
         """P50, whole tokens."""

@@ -111,6 +111,7 @@ class Queries:
                 estimate_source=estimate.source if estimate is not None else "",
                 length_p50=estimate.p50 if estimate is not None else 0.0,
                 length_p90=estimate.p90 if estimate is not None else 0.0,
+                length_cut_probability=estimate.p_longer(request.max_tokens) if estimate is not None else 0.0,
                 scores=[
                     router_pb2.EngineScore(
                         engine_id=engine_id, score=0.0 if math.isnan(score) else score, excluded=excluded

@@ -158,17 +158,23 @@ def test_progress_buckets_learn_apart() -> None:
     assert quantiles(learner, lognormal(500, 0.2), out=300.0)[0] > 700
 
 
-def test_a_bound_that_the_limit_clips_is_not_scored() -> None:
+def test_a_bound_that_the_limit_clips_is_scored_by_how_often_answers_are_cut() -> None:
+    """Right forecasts cover what they say though all answers are cut or half of them; short ones are found out."""
+    for limit, median in ((64, 1_000), (400, 400)):
+        learner = OnlineLengths()
+        learn(learner, lognormal(median, 0.5), draws(12, 300, median, 0.5), limit=limit)
+        assert learner.report("m", "a").coverage == pytest.approx(LEVELS, abs=0.06)
+    learner = OnlineLengths()
+    learn(learner, lognormal(100, 0.3), draws(12, 1, 1_000, 0.3), limit=300)
+    assert learner.report("m", "a").coverage[1] < 0.1
+
+
+def test_what_was_promised_is_scored_where_the_limit_left_it_whole() -> None:
     learner, base = OnlineLengths(), lognormal(1_000, 0.5)
-    learn(learner, base, draws(12, 100, 1_000, 0.5), limit=64)
-    report = learner.report("m", "a")
-    assert (report.observed, report.scored) == (100, 0.0)
-    assert learner.refine(base, KEY, NONE).coverage_p90[0] == 0.0
     declared = np.array([[30.0, 60.0, np.nan]])
     for length in (20.0, 62.0):
         learner.observe(base, KEY, NONE, np.array([length]), np.array([False]), np.array([64.0]), declared)
-    report = learner.report("m", "a")
-    assert report.coverage[1] == pytest.approx(0.5, abs=0.01)
+    assert learner.report("m", "a").coverage[1] == pytest.approx(0.5, abs=0.01)
 
 
 def test_drift_is_seen_and_ends() -> None:

@@ -51,7 +51,7 @@ async def test_every_request_is_scored_by_what_was_declared_for_it(stack: tuple[
     assert seen == list(range(1, 31))
     assert result["warmup"]["requests"] == 10
     scored = result["scored"]
-    assert scored["requests"] == scored["scored"] == 20
+    assert scored["requests"] == scored["open"] == 20
     assert 0.5 <= scored["coverage_p90"] <= 1.0
     assert scored["width"] > 1.0
     assert sum(group["requests"] for group in result["by_app"].values()) == 20

@@ -117,7 +117,7 @@ def live(
     """Measure how often real answers are within the P90 declared at their arrival, from a cold start.
 
     A private stack with nothing learned answers the prompts of this package, which no model is trained on. A bound that
-    stands at the limit of the answer cannot be missed and is not scored.
+    stands at the limit of a cut answer counts as kept as far as the forecast foretold cuts.
 
     Example: paceline lengths live --requests 600 --json
     """
@@ -135,18 +135,23 @@ def live(
         return
     names = ("warmup", "scored", *(f"app {app}" for app in result["by_app"]))
     groups = (result["warmup"], result["scored"], *result["by_app"].values())
-    columns = ("group", "requests", "scored", "P90 coverage", "+-", "P90/P50", "cut", "sources")
+    columns = (
+        "group", "requests", "P90 coverage", "+-", "bound below limit", "of those", "P90/P50", "cut", "foretold",
+        "sources",
+    )  # fmt: skip
     print_table(
         columns,
         [
             (
                 name,
                 group["requests"],
-                group["scored"],
                 _percent(group["coverage_p90"]),
                 _percent(group["standard_error"]),
+                group["open"],
+                _percent(group["coverage_p90_open"]),
                 "-" if group["width"] is None else f"{group['width']:.2f}",
                 group["cut"],
+                f"{group['cut_declared']:.0f}",
                 ", ".join(f"{source} {count}" for source, count in sorted(group["sources"].items())),
             )
             for name, group in zip(names, groups, strict=True)

@@ -25,7 +25,7 @@ class DriftReport:
     observed: int
     """Outcomes since it came in."""
     scored: float
-    """Decayed outcomes behind the coverage of P90: those whose bound no limit clipped."""
+    """Decayed outcomes behind the coverage of P90: those of which anything was known."""
     coverage: tuple[float, float, float]
     """Share within the declared P50, P90, P95; nan: not known."""
     pit: tuple[float, ...]

@@ -198,10 +198,10 @@ class OnlineLengths:
         learned.calibration.add(places, values, weight)
 
         pit = cdf_at(f.answer, lengths, f.generated)
-        hits = self._steer(f, places, pit, censored, limits)
-        if (said := ~np.isnan(declared)).any():
-            past, counts = lengths[:, None] >= declared, declared < limits[:, None]
-            hits = np.where(said, _hits(lengths[:, None] <= declared, past, censored, counts), hits)
+        hits = self._steer(places, pit, censored)
+        # A promise that the limit clipped says nothing of the answer: what would be promised now is scored for it.
+        said = (declared < limits[:, None]) & (~censored[:, None] | (lengths[:, None] >= declared))
+        hits = np.where(said, ~censored[:, None] & (lengths[:, None] <= declared), hits)
         learned.drift.add(
             paths,
             hits,
@@ -210,16 +210,10 @@ class OnlineLengths:
             width(f.answer),
         )
 
-    def _steer(
-        self, f: Forecast, places: Rows, pit: FloatArray, censored: NDArray[np.bool_], limits: FloatArray
-    ) -> FloatArray:
+    def _steer(self, places: Rows, pit: FloatArray, censored: NDArray[np.bool_]) -> FloatArray:
         """Steer the levels by what they would have covered, which is returned: [N, 3], as of `_hits`."""
-        counts = np.ones((len(pit), len(LEVELS)), dtype=np.bool_)
-        if (limits < OPEN_EDGE).any():
-            most = np.where(limits < OPEN_EDGE, cdf_at(f.answer, limits, f.generated), 2.0)
-            counts = most[:, None] > LEVELS
-        hits = _hits(pit[:, None] <= LEVELS, pit[:, None] >= LEVELS, censored, counts)
-        step = self.params.steering_gain * np.where(np.isnan(hits), 0.0, LEVELS - hits)
+        hits = _hits(pit, censored)
+        step = self.params.steering_gain * (LEVELS - hits)
         steer = self._learned.steer
         steer[places] = np.clip(steer[places] + step[:, None, :], -_FARTHEST_STEER, _FARTHEST_STEER)
         return hits
@@ -266,12 +260,16 @@ def _became(f: Forecast, lengths: FloatArray, censored: NDArray[np.bool_]) -> _B
     return _Became(mass, log_mean, log_variance, likelihood + 1e-3 * TAIL[bins])
 
 
-def _hits(
-    within: NDArray[np.bool_], past: NDArray[np.bool_], censored: NDArray[np.bool_], counts: NDArray[np.bool_]
-) -> FloatArray:
-    """1 within the bound, 0 past it, nan where that is hidden: cut before the bound, or a bound clipped by a limit."""
-    known = counts & (~censored[:, None] | past)
-    return np.where(known, np.where(censored[:, None], 0.0, within), np.nan)
+def _hits(pit: FloatArray, censored: NDArray[np.bool_]) -> FloatArray:
+    """[N, 3] By how much each level covers outcomes with these PIT values: 1 or 0.
+
+    Of an answer that was cut only the PIT of the cut is known. It is covered by the chance that the forecast gives to
+    its end being within the level, given that it was not over at the cut (the PIT of a censored outcome, as Czado,
+    Gneiting and Held, 2009, have it for counts): a level above all that a limit leaves open would else look kept
+    whatever came, or go unscored where most answers are cut.
+    """
+    left = (LEVELS - pit[:, None]) / np.maximum(1.0 - pit[:, None], 1e-9)
+    return np.where(censored[:, None], np.clip(left, 0.0, 1.0), pit[:, None] <= LEVELS)
 
 
 def _waves(n: int, worlds: Sequence[int] | None) -> list[list[int]]:

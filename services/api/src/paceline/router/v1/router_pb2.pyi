@@ -1451,6 +1451,7 @@ class PlacementRecord(_message.Message):
     LENGTH_P50_FIELD_NUMBER: _builtins.int
     LENGTH_P90_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    LENGTH_CUT_PROBABILITY_FIELD_NUMBER: _builtins.int
     attempt_number: _builtins.int
     """Attempt number, from 1."""
     policy: _builtins.str
@@ -1465,6 +1466,8 @@ class PlacementRecord(_message.Message):
     """Estimated output tokens at P50 and P90."""
     length_p90: _builtins.float
     """Estimated output tokens at P90."""
+    length_cut_probability: _builtins.float
+    """Estimated probability that the answer is cut at max_tokens."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineScore]:
         """What the alternatives scored; lower is better unless the policy says otherwise."""
@@ -1480,10 +1483,11 @@ class PlacementRecord(_message.Message):
         length_p50: _builtins.float = ...,
         length_p90: _builtins.float = ...,
         scores: _abc.Iterable[Global___EngineScore] | None = ...,
+        length_cut_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "engine_id", b"engine_id", "estimate_source", b"estimate_source", "length_p50", b"length_p50", "length_p90", b"length_p90", "policy", b"policy", "reason", b"reason", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "engine_id", b"engine_id", "estimate_source", b"estimate_source", "length_cut_probability", b"length_cut_probability", "length_p50", b"length_p50", "length_p90", b"length_p90", "policy", b"policy", "reason", b"reason", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
