@@ -1,0 +1,1 @@
+"""What no policy can exceed: a fluid bound for whole traces, an exact solver for tiny ones."""
