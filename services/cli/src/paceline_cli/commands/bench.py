@@ -217,6 +217,81 @@ def router(
         print(f"{name:24s} decision {row['decision_us_p50']:8.1f} {row['decision_us_p99']:8.1f}")
 
 
+@app.command("simulator")
+def simulator(
+    policies: Annotated[str, typer.Option(help="Batch policies, by commas.")] = "sarathi,gmax,pace",
+    engines: Annotated[
+        str, typer.Option(help="Engine profiles, as `paceline replay` takes them.")
+    ] = "a100-80-8b:16",
+    rate: Annotated[float, typer.Option(min=0.01, help="Jobs a second over all engines.")] = 3.2,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds that are simulated.")] = 3600.0,
+    placement: Annotated[str, typer.Option(help="Placement policy.")] = "least-predicted",
+    seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how long a simulated hour of sixteen engines takes on one core.
+
+    Leave the machine alone meanwhile.
+
+    Example: paceline bench simulator --json
+    """
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.simulator import SimulatorPlan, bench_simulator
+
+    names = tuple(name.strip() for name in policies.split(","))
+    try:
+        result = bench_simulator(SimulatorPlan(names, engines, rate, seconds, placement, seed), _say)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        print_json(result)
+        return
+    for row in result["results"]:
+        print(
+            f"{row['policy']}: {row['simulated_over_wall']:.0f} times real time, {row['events_per_s']:.0f} events/s, "
+            f"{row['plans']} plans"
+        )
+
+
+@app.command("trtllm")
+def trtllm(
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="Measure on the emulator; there is no other way yet.")
+    ] = False,
+    mode: Annotated[str, typer.Option(help="`frame` or `plan`.")] = "frame",
+    batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 64,
+    profile: Annotated[
+        str, typer.Option(help="Engine profile that the emulator keeps time by.")
+    ] = "a100-80-8b",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the TensorRT-LLM agent costs an emulated engine: CPU of an iteration, throughput, resumes, aborts.
+
+    The figures are emulated: nothing here ran on a GPU.
+
+    Example: paceline bench trtllm --emulated --json
+    """
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.trtllm import TrtllmBenchError, TrtllmPlan, bench_trtllm
+
+    if not emulated:
+        raise CommandError("say --emulated: on a GPU use `paceline doctor trtllm --live MODEL`")
+    if mode not in ("frame", "plan"):
+        raise CommandError("--mode is frame or plan")
+    try:
+        result = bench_trtllm(TrtllmPlan(profile=profile, mode=mode, batch=batch, requests=3 * batch), _say)
+    except TrtllmBenchError as error:
+        raise CommandError(f"the run is void: {error}") from None
+    if as_json:
+        print_json(result)
+        return
+    print(f"emulated {profile}, {mode} mode, batch {batch}: no GPU was used")
+    print(f"agent: {result['agent_overhead_ms']:.2f} ms of CPU an iteration")
+    print(f"throughput: {result['throughput_ratio']:.3f} of the engine by itself")
+    print(f"resume: {result['resume_ratio']:.3f} of a decode step and the partial block")
+    print(f"abort: {result['abort_iterations']} iterations at most")
+
+
 def _print_line(result: dict[str, Any]) -> None:
     for name, value in result["ttft_ms"].items():
         print(f"TTFT {name:14s} P50 {value['p50']:7.2f} ms")
