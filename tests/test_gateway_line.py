@@ -1,6 +1,7 @@
 """HTTP through the whole line, in one process: gateway, router, schedulers, executors with simulated engines."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -164,6 +165,29 @@ async def test_refusals(line: Line) -> None:
         assert (await ask({}, **{"x-request-id": "twice"}))[0] == 200
         assert await ask({}, **{"x-request-id": "twice"}) == (409, "duplicate_request", "x-request-id")
         assert (await ask({"messages": [{"role": "user", "content": ""}]}))[0] == 400
+
+
+async def test_a_target_out_of_reach_ends_with_what_was_attainable(line: Line) -> None:
+    """Where the status can still tell, it does; after that the stream ends with the error."""
+    headers = {"x-slo-e2e-ms": "300", "x-slo-on-miss": "drop"}
+    body = CHAT | {"max_tokens": 1800}
+    async with httpx.AsyncClient(base_url=line.gateway.url, timeout=PATIENCE_S) as http:
+        for _ in range(2):  # both engines have been measured then
+            await http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 20})
+        whole = await http.post("/v1/chat/completions", json=body, headers=headers)
+        assert whole.status_code == 409
+        streamed = await http.post("/v1/chat/completions", json=body | {"stream": True}, headers=headers)
+        assert streamed.status_code == 200  # its first words were in time
+        events = [json.loads(part[6:]) for part in streamed.text.split("\n\n") if part.startswith("data: {")]
+        for error in (whole.json()["error"], events[-1]["error"]):
+            assert (error["code"], error["type"]) == ("slo_unattainable", "invalid_request_error")
+            assert error["attainable_ms"] > 300
+            assert "was due 300 ms after the arrival" in error["message"]
+        assert sum("choices" in event for event in events) > 1
+        kept = await http.post(
+            "/v1/chat/completions", json=CHAT | {"max_tokens": 90}, headers={"x-slo-e2e-ms": "1"}
+        )
+        assert kept.json()["usage"]["completion_tokens"] == 90
 
 
 async def test_headers_say_what_was_decided(line: Line) -> None:

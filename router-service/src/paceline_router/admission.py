@@ -26,7 +26,7 @@ from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.request import Arrival, LiveRequest
 from paceline_router.slo_defaults import default_slo
-from paceline_router.slo_wire import declared, to_wire
+from paceline_router.slo_wire import declared, to_wire, wanted_on_miss
 from paceline_router.task_plan import TaskPlanner
 from paceline_router.tasks import TaskBook
 from paceline_router.validation import check_spec
@@ -283,6 +283,7 @@ class Admission:
                 prompt_tokens=request.prompt_tokens,
                 p90_tokens=request.estimate.p90,
             )
+            slo = replace(slo, on_miss=wanted_on_miss(given.slo))
         request.slo, request.budget_ms = slo, slo.e2e_ms
         if slo.slo_class is SloClass.TASK:
             request.task_id = slo.task_id

@@ -19,10 +19,10 @@ def declared(message: slo_pb2.Slo) -> Slo | None:
 
     A task without a budget of its own keeps `e2e_ms` 0: the task has it.
     """
-    on_miss = OnMiss.DROP if message.on_miss == slo_pb2.ON_MISS_DROP else OnMiss.FINISH
     target = message.WhichOneof("target")
     if target is None:
         return None
+    on_miss = wanted_on_miss(message)
     if target == "latency":
         latency = message.latency
         slo = Slo(SloClass.LATENCY, ttft_ms=latency.ttft_ms, tbt_ms=latency.tbt_ms, on_miss=on_miss)
@@ -41,6 +41,11 @@ def declared(message: slo_pb2.Slo) -> Slo | None:
     if problem is not None:
         raise invalid(f"slo: {problem}", field="slo", reason=Reason.INVALID_SLO)
     return slo
+
+
+def wanted_on_miss(message: slo_pb2.Slo) -> OnMiss:
+    """What the client wants when the objective, declared or not, is out of reach."""
+    return OnMiss.DROP if message.on_miss == slo_pb2.ON_MISS_DROP else OnMiss.FINISH
 
 
 def to_wire(slo: Slo, given: slo_pb2.Slo | None = None) -> slo_pb2.Slo:

@@ -115,7 +115,7 @@ def stopped(tmp_path: Path):  # type: ignore[no-untyped-def]
 @pytest.mark.usefixtures("stopped")
 def test_up_in_the_background_status_and_down(tmp_path: Path) -> None:
     sets = [part for one in (*SIMULATED, "up.ports=auto", "up.engines=1") for part in ("--set", one)]
-    up = paceline("up", "--detach", *sets, cwd=tmp_path)
+    up = paceline("up", "--detach", "--policy", "edf-shed", *sets, cwd=tmp_path)
     assert up.returncode == 0, up.stderr
     assert up.stdout.startswith("ready: http://127.0.0.1:")
     status = paceline("status", "--json", cwd=tmp_path)
@@ -124,6 +124,7 @@ def test_up_in_the_background_status_and_down(tmp_path: Path) -> None:
     names = {row["name"] for row in report["services"]}
     assert names == {"executor-sim-0", "scheduler-sim-0", "predictor", "router", "gateway"}
     assert all(row["health"] == "ready" for row in report["services"])
+    assert [engine["plan"]["policy"] for engine in report["fleet"]["engines"]] == ["edf-shed"]
     second = paceline("up", *sets, cwd=tmp_path)
     assert second.returncode == 1
     assert "a stack is already running in .paceline" in second.stderr

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -31,6 +31,22 @@ class EngineView:
     speed_factor: float
     load_age_ms: float
     scheduler: str
+    plan: "PlanView | None" = None
+    """What its scheduler says of its plan; None when it does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    """The plan in force on an engine, and what was given up, preempted and resumed since its scheduler started."""
+
+    policy: str
+    plan_ms: float
+    listed: int
+    reasons: dict[str, int]
+    """Entries of the plan by the policy's reason."""
+    shed: dict[str, int]
+    preempted: dict[str, int]
+    resumed: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +98,9 @@ class FleetReader:
         engines = tuple(
             sorted((_engine(record) for record in answer.engines), key=lambda engine: engine.engine_id)
         )
-        loads = await asyncio.gather(*(self._load(engine.scheduler) for engine in engines))
+        said = await asyncio.gather(*(self._ask(engine.scheduler) for engine in engines))
+        loads = [load for load, _ in said]
+        engines = tuple(replace(engine, plan=plan) for engine, (_, plan) in zip(engines, said, strict=True))
         ended: Counter[int] = Counter()
         attained: Counter[int] = Counter()
         for load in loads:
@@ -94,15 +112,18 @@ class FleetReader:
         )
         return FleetView(engines, classes)
 
-    async def _load(self, scheduler: str) -> scheduler_pb2.Load | None:
+    async def _ask(self, scheduler: str) -> tuple[scheduler_pb2.Load | None, PlanView | None]:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel(scheduler))
         try:
-            answer: scheduler_pb2.GetLoadResponse = await stub.GetLoad(
+            load: scheduler_pb2.GetLoadResponse = await stub.GetLoad(
                 scheduler_pb2.GetLoadRequest(), timeout=_CALL_S
             )
+            plan: scheduler_pb2.GetPlanResponse = await stub.GetPlan(
+                scheduler_pb2.GetPlanRequest(), timeout=_CALL_S
+            )
         except grpc.aio.AioRpcError:
-            return None  # the router's picture already shows the engine as down
-        return answer.load
+            return None, None  # the router's picture already shows the engine as down
+        return load.load, _plan(plan)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
@@ -114,6 +135,19 @@ def class_name(number: int) -> str:
     """`latency`, `deadline`, `task` or `best effort`."""
     name: str = slo_pb2.SloClass.Name(slo_pb2.SloClass.ValueType(number))
     return name.removeprefix("SLO_CLASS_").replace("_", " ").lower()
+
+
+def _plan(plan: scheduler_pb2.GetPlanResponse) -> PlanView:
+    listed = [entry.reason for entry in plan.entries if not entry.evict]
+    return PlanView(
+        policy=plan.policy,
+        plan_ms=plan.plan_ms,
+        listed=len(listed),
+        reasons=dict(Counter(listed)),
+        shed=dict(plan.shed),
+        preempted=dict(plan.preempted),
+        resumed=dict(plan.resumed),
+    )
 
 
 def _engine(record: router_pb2.EngineRecord) -> EngineView:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -121,6 +121,19 @@ async def _gateway(address: str) -> dict[str, Any]:
     return {"address": address, "ready": code == 200, "status": code, "details": details}
 
 
+def _plan_line(engine_id: str, plan: Mapping[str, Any]) -> str:
+    """One engine's policy, why its requests stand where they stand, and what became of others."""
+    counted = ((name, plan[name]) for name in ("shed", "preempted", "resumed"))
+    words = [f"{engine_id}: {plan['policy']}, {plan['listed']} listed" + _counts(plan["reasons"])]
+    words += [f"{name}{_counts(counts)}" for name, counts in counted if counts]
+    return "; ".join(words)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return f" ({listed})" if listed else ""
+
+
 def _print(report: dict[str, Any]) -> None:
     gateway, fleet = report["gateway"], report["fleet"]
     console.print("[green]healthy[/]" if report["healthy"] else "[red]not healthy[/]")
@@ -150,6 +163,9 @@ def _print(report: dict[str, Any]) -> None:
             ],
             right=("running", "queued", "paused", "KV tokens", "tokens/s"),
         )  # fmt: skip
+    for row in fleet["engines"]:
+        if row["plan"] is not None:
+            console.print(_plan_line(row["engine_id"], row["plan"]), soft_wrap=True)
     if report["predictor"] is not None:
         print_predictor(report["predictor"])
     for row in fleet["attainment"]:
