@@ -3,6 +3,7 @@
 Reports and placements fold into columns as they come, so that a view costs the same whatever happened before.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from paceline_core.placement.black_box import FACTOR, BlackBoxTimes
 from paceline_core.placement.in_flight import COLUMNS as IN_FLIGHT_COLUMNS
 from paceline_core.placement.in_flight import InFlightLedger
 from paceline_core.placement.prefix_index import PrefixIndex
+from paceline_core.placement.prices import Prices
 from paceline_core.placement.residents import ResidentTable
 from paceline_core.placement.roster import Roster
 from paceline_core.placement.view import FleetView, Floats, Headroom, RequestView, StepCosts
@@ -35,20 +37,18 @@ LIMIT_COLUMNS: Final = (
     "speed_factor",
     "tokens_per_s",
 )
-_COLUMNS: Final = (
-    *IN_FLIGHT_COLUMNS,
-    *COST_COLUMNS,
-    *LOAD_COLUMNS,
-    *LIMIT_COLUMNS,
-    "load_at_ms",
-    "minute_tokens",
-)
+_OWN_COLUMNS: Final = ("load_at_ms", "minute_tokens", "observed_slowdown")
+_COLUMNS: Final = (*IN_FLIGHT_COLUMNS, *COST_COLUMNS, *LOAD_COLUMNS, *LIMIT_COLUMNS, *_OWN_COLUMNS)
 _PLACE: Final = {name: i for i, name in enumerate(_COLUMNS)}
 _IN_FLIGHT: Final = slice(0, len(IN_FLIGHT_COLUMNS))
 _BLOCK_TOKENS: Final = 64.0
 """Tokens of a 256-byte block of text, about."""
 _POOL_FACTOR: Final = 0.02
 _MINUTE_MS: Final = 60_000.0
+_LONGEST_GAP_MS: Final = 2_000.0
+_SLOWDOWN_MS: Final = 5_000.0
+"""Memory of the observed slowdown."""
+_MOST_SLOWDOWN: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class FleetTable:
         self.prefixes = PrefixIndex() if prefixes is None else prefixes
         self.residents = ResidentTable() if residents else None
         self.in_flight = InFlightLedger()
-        self.prices: Floats | None = None
+        self.prices: Prices | None = None
         """What `prices.reprice` gave last; the caller renews it."""
         self._leave_out_after_ms = leave_out_after_ms
         self._ids: list[str] = []
@@ -104,6 +104,7 @@ class FleetTable:
         self._has_curves = False
         self._placed: dict[int, _Placed] = {}
         self._first_ms: dict[int, float] = {}
+        self._progress_ms: dict[int, float] = {}
         self._pool_tokens = 256.0
         self._minute = -1
 
@@ -137,6 +138,8 @@ class FleetTable:
         for name in ("max_batch", "kv_capacity_tokens", "max_context_tokens", "speed_factor"):
             self._data[_PLACE[name], row] = getattr(limits, name)
         self._data[_PLACE["load_at_ms"], row] = now_ms
+        self._data[_PLACE["observed_slowdown"], row] = 1.0
+        self._progress_ms[row] = now_ms
         self._up[row] = True
 
     def went_down(self, row: int) -> None:
@@ -164,7 +167,7 @@ class FleetTable:
         row: int,
         load: Mapping[str, float],
         now_ms: float,
-        headroom: Sequence[Sequence[float]] | None = None,
+        headroom: Sequence[Sequence[float]] | Sequence[Floats] | None = None,
     ) -> None:
         """A load report: values by the names of `LOAD_COLUMNS` and `LIMIT_COLUMNS`, and the curves of free decode,
         prefill and KV tokens over `HORIZONS_MS`. What the engine has answered for is in it."""
@@ -200,13 +203,33 @@ class FleetTable:
         """The engine answered for the attempt: its next report covers it."""
         self.in_flight.seen(key)
 
-    def progressed(self, keys: Iterable[int], generated: Iterable[int], now_ms: float) -> None:
-        """Output tokens so far, of any attempts."""
+    def progressed(self, row: int, keys: Iterable[int], generated: Iterable[int], now_ms: float) -> None:
+        """Output tokens so far, of all attempts on one engine; about as often as it reports. Attempts that wrote since
+        the last time tell how long its steps really are."""
+        written = writers = 0
         for key, count in zip(keys, generated, strict=True):
             if self.residents is not None:
-                self.residents.progressed(key, count)
+                before = self.residents.progressed(key, count)
+                if before > 0 and count > before:
+                    written += count - before
+                    writers += 1
             if count > 0 and key not in self._first_ms:
                 self.first_token(key, now_ms)
+        since_ms = now_ms - self._progress_ms.get(row, now_ms)
+        self._progress_ms[row] = now_ms
+        if writers and 0.0 < since_ms <= _LONGEST_GAP_MS:
+            self._learn_slowdown(row, since_ms * writers / written, writers, since_ms)
+
+    def _learn_slowdown(self, row: int, step_ms: float, batch: int, since_ms: float) -> None:
+        column = self._data[:, row]
+        resident = max(column[_PLACE["running"]] + column[_PLACE["paused"]], 1.0)
+        context = column[_PLACE["kv_used_tokens"]] * min(batch / resident, 1.0)
+        costs = StepCosts(*column[_COSTS, None])
+        model_ms = float(costs.decode_ms(np.array([float(batch)]), np.array([context]))[0])
+        if model_ms > 0:
+            seen = min(max(step_ms / model_ms, 1.0), _MOST_SLOWDOWN)
+            weight = 1.0 - math.exp(-since_ms / _SLOWDOWN_MS)
+            column[_PLACE["observed_slowdown"]] += weight * (seen - column[_PLACE["observed_slowdown"]])
 
     def first_token(self, key: int, now_ms: float) -> None:
         """The attempt's first token came."""
@@ -265,7 +288,7 @@ class FleetTable:
             black_box=self.black_box.view(count),
             pool_output_tokens=self._pool_tokens,
             residents=None if self.residents is None else self.residents.view(count),
-            prices=prices if prices is None or len(prices) == count else None,
+            prices=prices if prices is None or len(prices.per_ms) == count else None,
         )
 
     def _turn_minute(self, now_ms: float) -> None:
@@ -280,5 +303,6 @@ class FleetTable:
 
 _COSTS: Final = slice(_PLACE["a_ms"], _PLACE["a_ms"] + len(COST_COLUMNS))
 _VIEWED: Final = tuple(
-    (name, _PLACE[name]) for name in (*IN_FLIGHT_COLUMNS, *LOAD_COLUMNS, *LIMIT_COLUMNS, "minute_tokens")
+    (name, _PLACE[name])
+    for name in (*IN_FLIGHT_COLUMNS, *LOAD_COLUMNS, *LIMIT_COLUMNS, "minute_tokens", "observed_slowdown")
 )

@@ -62,8 +62,9 @@ def look_ahead(
     )  # of other routers: only their number is known
     batch = np.minimum(count + strangers, slots)
     held = context.sum(axis=1) * np.minimum(slots / np.maximum(count + strangers, 1.0), 1.0)
-    before = costs.decode_ms(np.maximum(batch, 1.0), held)
-    step = costs.decode_ms(np.minimum(batch + 1.0, slots), held + own_input + own_left / 2)
+    slowdown = fleet.slowdown[engines]
+    before = costs.decode_ms(np.maximum(batch, 1.0), held) * slowdown
+    step = costs.decode_ms(np.minimum(batch + 1.0, slots), held + own_input + own_left / 2) * slowdown
 
     order = np.sort(np.where(there, left, _FAR), axis=1)
     backlog = fleet.queued_prefill_tokens[engines] + fleet.pending_prefill_tokens[engines]

@@ -18,7 +18,6 @@ from paceline_core.placement.policy import (
     nothing_eligible,
 )
 from paceline_core.placement.prediction import AGE_SCALE_MS, Prediction, predict
-from paceline_core.placement.prices import full_step_ms
 from paceline_core.placement.residents import Ints
 from paceline_core.placement.view import Bools, FleetView, Floats, RequestView
 
@@ -123,10 +122,10 @@ class Margin:
 
     def _price(self, request: RequestView, fleet: FleetView, times: Prediction) -> Floats:
         prices = fleet.prices
-        if prices is None or not self.price_weight or not prices.any():
+        if prices is None or not self.price_weight or not prices.any:
             return np.zeros(len(fleet))
-        work = times.prefill_ms + request.remaining_tokens * full_step_ms(fleet) / fleet.slots
-        return np.asarray(self.price_weight * prices * work)
+        work = times.prefill_ms + request.remaining_tokens * prices.token_ms
+        return np.asarray(self.price_weight * prices.per_ms * work)
 
     def _crowding(self, request: RequestView, fleet: FleetView) -> Floats | float:
         """What the headroom curves say: the share of its tokens that is not free by the time it is due."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from paceline_core.placement.forward import look_ahead
 from paceline_core.placement.moves import Move, Rectification
-from paceline_core.placement.prices import full_step_ms
+from paceline_core.placement.prices import Prices
 from paceline_core.placement.residents import Ints, Residents
 from paceline_core.placement.view import FleetView, Floats, RequestView
 from paceline_core.slo import Slo, SloClass
@@ -44,7 +44,7 @@ class _Engines:
     step_ms: Floats
     joined_ms: Floats
     price: Floats
-    full_ms: Floats
+    token_ms: Floats
 
 
 def priced_moves(fleet: FleetView, now_ms: float, rules: MoveRules) -> Rectification:
@@ -64,7 +64,7 @@ def priced_moves(fleet: FleetView, now_ms: float, rules: MoveRules) -> Rectifica
     reach = np.clip(stay_ms / engines.step_ms[here], 0.0, _FAR).astype(np.int64)
     p_stay = live.lengths.p_within(rows, live.generated[rows], reach)
     left = live.lengths.mean_left(rows, live.generated[rows])
-    held = rules.price_weight * engines.price[here] * left * engines.full_ms[here]
+    held = rules.price_weight * engines.price[here] * left * engines.token_ms[here]
     looked = _chosen(p_stay, held, rules)
     moves = []
     for k in looked.tolist():
@@ -88,14 +88,14 @@ def _engines(fleet: FleetView, rules: MoveRules) -> _Engines:
     resident = np.maximum(fleet.running + fleet.paused, 1.0)
     context = fleet.kv_used_tokens / resident
     batch = np.minimum(live, slots)
-    step = np.maximum(fleet.costs.decode_ms(batch, context * batch), 1e-6)
+    step = np.maximum(fleet.costs.decode_ms(batch, context * batch) * fleet.slowdown, 1e-6)
     more = np.minimum(live + 1.0, slots)
-    joined = np.maximum(fleet.costs.decode_ms(more, context * more), 1e-6)
+    joined = np.maximum(fleet.costs.decode_ms(more, context * more) * fleet.slowdown, 1e-6)
     backlog = fleet.queued_prefill_tokens + fleet.pending_prefill_tokens
     owed = (fleet.expected_output_tokens + fleet.pending_output_tokens) / live
     start = fleet.costs.d_ms * backlog + np.maximum(live + 1.0 - slots, 0.0) * owed * step / slots
-    price = np.zeros(len(fleet)) if fleet.prices is None else fleet.prices
-    return _Engines(start, step, joined, price, full_step_ms(fleet) / slots)
+    prices = fleet.prices or Prices(np.zeros(len(fleet)), step / batch)
+    return _Engines(start, step, joined, prices.per_ms, prices.token_ms)
 
 
 def _chosen(p_stay: Floats, held: Floats, rules: MoveRules) -> Ints:
@@ -129,7 +129,7 @@ def _best_target(
     same = np.full(len(fleet), row)
     p_there = live.lengths.p_within(same, np.full(len(fleet), out), reach)
     left = float(live.lengths.mean_left(same[:1], np.array([out]))[0])
-    work = start - engines.start_ms + left * engines.full_ms
+    work = start - engines.start_ms + left * engines.token_ms
     net = np.where(may, p_there - rules.price_weight * engines.price * work, -np.inf)
     target = int(net.argmax())
     # Only the best one is worth the forward model, and only if it could win.

@@ -43,7 +43,7 @@ def predict(
     batch = np.minimum(joined, slots)
     resident = np.maximum(fleet.running + fleet.paused, 1.0)
     context = fleet.kv_used_tokens / resident * (batch - 1.0) + (request.input_tokens + remaining / 2)
-    step_ms = costs.decode_ms(batch, context)
+    step_ms = costs.decode_ms(batch, context) * fleet.slowdown
 
     backlog = fleet.queued_prefill_tokens + fleet.pending_prefill_tokens
     start_ms = costs.d_ms * backlog

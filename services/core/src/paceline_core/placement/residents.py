@@ -107,11 +107,14 @@ class ResidentTable:
         self._put_lengths(row, request.length_cdf)
         self._join(row, engine)
 
-    def progressed(self, key: int, generated: int) -> None:
-        """So many output tokens are out. Unknown keys are none of this table's."""
+    def progressed(self, key: int, generated: int) -> int:
+        """So many output tokens are out. Returns how many were before; -1 for a key that is not there."""
         row = self._row_of.get(key)
-        if row is not None:
-            self._ints["generated"][row] = generated
+        if row is None:
+            return -1
+        before = int(self._ints["generated"][row])
+        self._ints["generated"][row] = generated
+        return before
 
     def reestimated(self, key: int, cdf: Floats) -> None:
         """A newer length distribution, float64[K]."""

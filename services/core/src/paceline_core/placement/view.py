@@ -15,6 +15,7 @@ from paceline_core.placement.roster import Roster
 from paceline_core.slo import Slo, SloClass
 
 if TYPE_CHECKING:
+    from paceline_core.placement.prices import Prices
     from paceline_core.placement.residents import Residents
 
 Floats = NDArray[np.float64]
@@ -123,8 +124,10 @@ class FleetView:
     """Mean output of recent answers over all engines."""
     residents: "Residents | None" = None
     """The caller's own live requests; None: the caller does not say."""
-    prices: Floats | None = None
-    """Shadow price of each engine's time, value per millisecond (`prices.reprice`)."""
+    prices: "Prices | None" = None
+    """Shadow prices of the engines' time (`prices.reprice`)."""
+    observed_slowdown: Floats | None = None
+    """Decode steps as they are over decode steps by the model: what prefills of others in between cost."""
     kept_roster: Roster | None = None
     """The caller's own roster of the three columns of names, with what is derived from them; None: made anew."""
 
@@ -150,6 +153,11 @@ class FleetView:
     def slots(self) -> Floats:
         """Sequences of a full batch, at least 1."""
         return np.maximum(self.max_batch, 1.0)
+
+    @cached_property
+    def slowdown(self) -> Floats:
+        """float64[E]: `observed_slowdown`; 1 where nothing was observed."""
+        return np.ones(len(self)) if self.observed_slowdown is None else self.observed_slowdown
 
     @cached_property
     def reference_ms(self) -> Floats:

@@ -101,7 +101,8 @@ class Fleet:
             rows, generated = engine.written(now_ms)
             states = np.bincount(engine.table.state[rows], minlength=RunState.EVICTED + 1)
             self.table.costs(row, engine.fitter.model)
-            self.table.progressed((engine.table.at(r).key for r in rows.tolist()), generated.tolist(), now_ms)
+            keys = (engine.table.at(r).key for r in rows.tolist())
+            self.table.progressed(row, keys, generated.tolist(), now_ms)
             load = {
                 "queued": float(states[RunState.QUEUED]),
                 "running": float(states[RunState.RUNNING]),
