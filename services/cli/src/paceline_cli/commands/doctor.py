@@ -1,5 +1,6 @@
 """`paceline doctor`: says what is wrong and what to do."""
 
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,12 @@ from paceline_cli.target import DEFAULT_STATE_DIR, JsonOption, StateDirOption
 _SIGN = {Level.OK: "[green]ok[/]     ", Level.WARNING: "[yellow]warning[/]", Level.PROBLEM: "[red]problem[/]"}
 
 
+app = typer.Typer(help="Says what is wrong and what to do.")
+
+
+@app.callback(invoke_without_command=True)
 def doctor(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of the stack.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Any key: section.key=value. Repeatable.")
@@ -36,7 +42,46 @@ def doctor(
 
       paceline doctor --config paceline.yaml --json
     """
-    findings = examine(StackPlan(state_dir, config, overrides=tuple(sets or ())))
+    if context.invoked_subcommand is None:
+        _tell(examine(StackPlan(state_dir, config, overrides=tuple(sets or ()))), as_json)
+
+
+@app.command("trtllm")
+def trtllm(
+    sources: Annotated[
+        Path | None,
+        typer.Option("--sources", help="Folder that holds tensorrt_llm/; default: the installed one."),
+    ] = None,
+    live: Annotated[
+        str, typer.Option("--live", help="Model folder: run the GPU checks on it, in the vendor's image.")
+    ] = "",
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="Run them on the emulator: proves no GPU.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write the findings here, as JSON.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check whether a build of TensorRT-LLM is what the agent was written for, by its sources and on a GPU.
+
+    Sources are read, not imported. Ends with code 1 when the agent does not fit them.
+
+    Examples:
+
+      paceline doctor trtllm --sources TensorRT-LLM
+
+      paceline doctor trtllm --live /models/llama --report live.json
+    """
+    from paceline_cli.doctor.trtllm import live_findings, source_findings
+
+    findings = live_findings(live, emulated=emulated) if live or emulated else source_findings(sources)
+    if report is not None:
+        report.write_text(json.dumps([asdict(finding) for finding in findings], indent=1), encoding="utf-8")
+    _tell(findings, as_json)
+
+
+def _tell(findings: list[Finding], as_json: bool) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

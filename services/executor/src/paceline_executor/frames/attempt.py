@@ -163,5 +163,4 @@ class Attempt:
         )
         self.ended_at_s = now_s
         self.state = AttemptState.ENDED
-        self.cached_tokens = 0
         return self.ended

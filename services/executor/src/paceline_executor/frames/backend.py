@@ -54,7 +54,7 @@ class LegRequest:
     """Likely to leave before its end: its KV is worth keeping."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LegItem:
     """News of a leg."""
 

@@ -76,6 +76,7 @@ class FrameLoop:
         self._iterations = 0
         self._timer: asyncio.TimerHandle | None = None
         self._queued = 0
+        self._cached_tokens = 0
         self._failures: Counter[int] = Counter()
         self.legs: dict[int, LegState] = {}
         """Every stay that is not over, by attempt key, aborted ones included."""
@@ -134,13 +135,8 @@ class FrameLoop:
 
     def kv_use(self) -> KvUse:
         """KV by the agent's own account."""
-        cached = used = 0
-        for attempt in self._table.live_attempts():
-            if attempt.leg is None:
-                cached += attempt.cached_tokens
-        for state in self.legs.values():
-            used += state.attempt.known_tokens - 1
-        return KvUse(used, cached, len(self.legs), self._table.live)
+        used = sum(state.attempt.known_tokens - 1 for state in self.legs.values())
+        return KvUse(used, self._cached_tokens, len(self.legs), self._table.live)
 
     def flush(self) -> None:
         """Report now what is to be reported."""
@@ -353,6 +349,7 @@ class FrameLoop:
         if not self.legs:
             self.progress_s = self._loop.time()
         state = LegState(attempt, leg, attempt.count, tokens, self._loop.time())
+        self._set_cached(attempt, 0)
         attempt.leg = self.legs[attempt.key] = state
         self._spawn(self._follow(state), f"leg-{attempt.key}")
 
@@ -365,7 +362,7 @@ class FrameLoop:
         state = self.legs.get(attempt.key)
         if state is not None:
             self._soon(lambda: self._abort(state))
-        attempt.cached_tokens = 0
+        self._set_cached(attempt, 0)
         if state is None and attempt.state is AttemptState.PAUSED:
             self._set_state(attempt, AttemptState.EVICTED)
         elif state is not None:
@@ -416,7 +413,7 @@ class FrameLoop:
             return
         evicted = attempt.state is AttemptState.EVICTED
         size = self._facts.tokens_per_block
-        attempt.cached_tokens = 0 if evicted or not size else (attempt.known_tokens - 1) // size * size
+        self._set_cached(attempt, 0 if evicted or not size else (attempt.known_tokens - 1) // size * size)
         if attempt.reason is not None:
             self._bury(attempt, attempt.reason)
         elif attempt.cancelled:
@@ -433,7 +430,6 @@ class FrameLoop:
         attempt = state.attempt
         self.legs.pop(attempt.key, None)
         attempt.leg = None
-        attempt.cached_tokens = 0
         if attempt.ended is None and self.alive:
             self._counters["leg_failures"] += 1
             self._failures[attempt.key] += 1
@@ -465,6 +461,7 @@ class FrameLoop:
               *, retryable: bool = False) -> None:  # fmt: skip
         if attempt.ended is not None:
             return
+        self._set_cached(attempt, 0)
         ended = attempt.end(
             reason, self._table.now_s(), error_reason=error_reason, message=message, retryable=retryable
         )
@@ -475,6 +472,10 @@ class FrameLoop:
         self._table.bury(ended)
         self.flush_soon()
         self._lock.notify_all()
+
+    def _set_cached(self, attempt: Attempt, tokens: int) -> None:
+        self._cached_tokens += tokens - attempt.cached_tokens
+        attempt.cached_tokens = tokens
 
     def _set_state(self, attempt: Attempt, state: AttemptState) -> None:
         if attempt.state is not state and attempt.ended is None:
