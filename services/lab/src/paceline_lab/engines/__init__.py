@@ -1,0 +1,1 @@
+"""Engine profiles held against measurements of GPUs."""
