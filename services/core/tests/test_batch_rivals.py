@@ -47,13 +47,15 @@ def rows(count, batch, *, outputs=None, running=(), **columns):
         for length, share in (output if isinstance(output, dict) else {output: 1.0}).items():
             mass[row, int(lengths.bin_of(length))] += share
     limit = np.full(count, 30_000)
+    slo_class = np.asarray(columns.get("slo_class", np.full(count, SloClass.DEADLINE)), dtype=np.int8)
+    timed = (slo_class == SloClass.DEADLINE) | (slo_class == SloClass.TASK)
     base = {
         "row_id": np.arange(count),
-        "slo_class": np.full(count, SloClass.DEADLINE, dtype=np.int8),
+        "slo_class": slo_class,
         "arrival_ms": NOW_MS + np.arange(count) * 1e-3,
         "ttft_ms": np.zeros(count),
         "tbt_ms": np.zeros(count),
-        "e2e_ms": np.full(count, 60_000.0),
+        "e2e_ms": np.where(timed, 60_000.0, 0.0),
         "call_due_ms": np.full(count, np.inf),
         "task_due_ms": np.full(count, np.inf),
         "task_rest_tokens": np.zeros(count),

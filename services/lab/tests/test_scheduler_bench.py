@@ -23,6 +23,7 @@ def test_all_figures_come_out():
 
 def test_the_table_moves_and_stays_full():
     world = World(PLAN)
+    world.fill()
     policy = make_policy("gmax")
     for _ in range(30):
         view = world.view()

@@ -17,10 +17,11 @@ from paceline_core.slo import SloClass
 def deadlines_ms(view: BatchView) -> FloatArray:
     """[N] One instant per request: first token (latency), last token (deadline), this call (task; else the whole task);
     infinite for best effort."""
-    latency = view.slo_class == SloClass.LATENCY
-    due = view.arrival_ms + np.where(latency, view.ttft_ms, view.e2e_ms)
-    due = np.where(view.slo_class == SloClass.TASK, np.minimum(due, view.call_due_ms), due)
-    return np.asarray(np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due))
+    due = np.minimum(
+        view.arrival_ms + view.ttft_ms + view.e2e_ms, view.call_due_ms
+    )  # one of the budgets is 0
+    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    return np.asarray(due)
 
 
 def _reasons(due_ms: FloatArray) -> list[PlanReason]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paceline_core.batch.plan import UNTIL_EVENT
 from paceline_core.batch.ranking import leading, list_length
+from paceline_core.batch.sarathi import decodes
 from paceline_core.batch.state import RunState
 from paceline_core.batch.view import BatchView, BoolArray, IntArray
 
@@ -40,8 +41,10 @@ def steps_to_frame_end(view: BatchView, frame_steps: int) -> int:
 
 def in_slot(view: BatchView) -> BoolArray:
     """[N] True for runnable rows that have a slot: they run, or their prompt is being prefilled."""
-    prefilling = (view.state == RunState.QUEUED) & (view.kv_tokens > 0)
-    return np.asarray(((view.state == RunState.RUNNING) | prefilling) & view.runnable())
+    has = view.state == RunState.RUNNING
+    has |= (view.state == RunState.QUEUED) & (view.kv_tokens > 0)
+    has &= view.runnable()
+    return np.asarray(has)
 
 
 def full_step_ms(view: BatchView) -> float:
@@ -60,6 +63,22 @@ def quantised(view: BatchView, every_tokens: int) -> IntArray:
     started = np.flatnonzero(generated >= every)
     asked[started] = generated[started] // every * every
     return asked
+
+
+def shortlist(view: BatchView, rows: IntArray, worth: NDArray[Any], group_share: float = 1.0) -> IntArray:
+    """Of `rows` all that can be in a list or compete for the batch: those of the largest `worth` [N], as many as a list
+    takes, whoever is within `group_share` of the B-th largest, and who has a slot. The rest need no sorting."""
+    count, batch = list_length(view), view.capacity.max_batch
+    if len(rows) <= 2 * count:
+        return rows
+    mine = worth[rows]
+    best = np.partition(mine, len(rows) - count)[-count:]
+    least = best[0]
+    if group_share < 1.0:
+        least = min(least, group_share * np.partition(best, count - batch)[count - batch])
+    near = mine >= least
+    near |= in_slot(view)[rows]
+    return np.asarray(rows[near])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +116,7 @@ def fill(view: BatchView, rows: IntArray, stays: BoolArray, waiting: Waiting) ->
 def listed(view: BatchView, rows: IntArray, chosen: IntArray, waiting: Waiting, left_steps: int) -> FrameList:
     """A list of `rows` with the run set `chosen` in front: first who has begun, by arrival, so that nothing changes
     when the others begin; `left_steps`: to the end of the frame."""
-    begun = (view.prefill_left()[chosen] == 0) | in_slot(view)[chosen]
+    begun = decodes(view, chosen) | in_slot(view)[chosen]
     kept, fresh = chosen[begun], chosen[~begun]
     kept = leading(kept, (view.arrival_ms[kept], view.row_id[kept]), len(kept))
     fresh = leading(fresh, [key[fresh] for key in waiting.keys], len(fresh))

@@ -22,6 +22,7 @@ from paceline_core.batch.frames import (
     in_slot,
     listed,
     quantised,
+    shortlist,
     steps_to_frame_end,
 )
 from paceline_core.batch.plan import BatchPlan, PlanReason
@@ -72,8 +73,11 @@ class Gmax:
         if frame_end:
             shed = self._dropped(view, now_ms)
             rows = rows[~np.isin(rows, shed)] if len(shed) else rows
-            chosen = self._run_set(view, rows, self._aged(view, priority, v_ms, now_ms), v_ms)
+            aged = self._aged(view, priority, v_ms, now_ms)
+            rows = shortlist(view, rows, aged, self.group_share)
+            chosen = self._run_set(view, rows, aged, v_ms)
         else:
+            rows = shortlist(view, rows, priority, self.group_share)
             chosen = fill(view, rows, in_slot(view), waiting)
         made = listed(view, rows, chosen, waiting, steps_to_frame_end(view, self.frame_steps))
         reasons = [PlanReason.GOODPUT] * len(made.order)

@@ -12,6 +12,7 @@ from paceline_core.batch.frames import (
     full_step_ms,
     in_slot,
     listed,
+    shortlist,
     steps_to_frame_end,
 )
 from paceline_core.batch.laxity import prefill_ms, steps_within
@@ -53,6 +54,7 @@ class GmaxArtifact:
         density = self._density(view, v_ms, scored_ms)
         keys = (-density, view.arrival_ms, view.row_id)
         waiting = Waiting(keys, lambda some, slots: leading(some, [key[some] for key in keys], slots))
+        rows = shortlist(view, rows, density)
         chosen = fill(view, rows, in_slot(view), waiting)
         if at_frame_end(view, self.frame_steps):
             chosen = self._swapped(view, rows, chosen, density)
@@ -74,13 +76,15 @@ class GmaxArtifact:
         total = view.lengths.upper_left(view.row_id, np.zeros_like(view.generated))
         left = np.maximum(total - view.generated, 1.0)
         remaining_ms = prefill_ms(view) + left * v_ms
-        budget = np.where(view.slo_class == SloClass.LATENCY, view.ttft_ms + total * view.tbt_ms, view.e2e_ms)
+        budget = view.ttft_ms + total * view.tbt_ms + view.e2e_ms  # those of other classes are 0
         budget = np.minimum(budget, view.call_due_ms - view.arrival_ms)
         budget[view.slo_class == SloClass.BEST_EFFORT] = np.inf
         waited = np.maximum(at_ms - view.arrival_ms, 0.0)
-        kept = np.clip(budget / (waited + remaining_ms), 1e-3, 1.0)
-        reward = (view.prompt_tokens + self.output_weight * total) * kept**self.steepness
-        return np.asarray(reward * 1000.0 / remaining_ms)
+        density = (view.prompt_tokens + self.output_weight * total) * 1000.0 / remaining_ms
+        kept = np.maximum(budget / (waited + remaining_ms), 1e-3)
+        late = np.flatnonzero(kept < 1.0)
+        density[late] *= kept[late] ** self.steepness
+        return np.asarray(density)
 
     def _swapped(self, view: BatchView, rows: IntArray, chosen: IntArray, density: FloatArray) -> IntArray:
         """`chosen` after the densest of the others took the places of the least dense, as far as that gains."""

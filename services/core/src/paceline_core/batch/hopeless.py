@@ -48,9 +48,8 @@ class Triage:
         """For how many steps with `head` (rows of the batch) and `prefill_tokens` per step the triage holds."""
         steps = steps_within(view, head, prefill_tokens, self.holds_ms)
         generated = view.generated[head]
-        asked = (view.slo_class[head] == SloClass.DEADLINE) | (view.slo_class[head] == SloClass.TASK)
         next_mark = np.maximum(2 * _marks(generated), _FIRST_MARK) - generated
-        return max(1, min(steps, int(next_mark[asked].min(initial=steps))))
+        return max(1, min(steps, int(next_mark[view.e2e_ms[head] > 0].min(initial=steps))))
 
 
 def triage(view: BatchView, now_ms: float, least_chance: float = LEAST_CHANCE) -> Triage:
@@ -59,17 +58,14 @@ def triage(view: BatchView, now_ms: float, least_chance: float = LEAST_CHANCE) -
     The length distribution is conditioned on what is out at 32, 64, 128, ... tokens: between those marks a request that
     runs needs one token less with each, so that the answer holds for some steps.
     """
-    latency = view.slo_class == SloClass.LATENCY
     # Alone in the engine, at no context: whoever is lost so is lost.
     step_ms = max(view.model.decode_ms(1, 0.0), 1e-3)
     room = _due_ms(view) - now_ms - prefill_ms(view)
     rest = REST_SHARE * view.task_rest_tokens
     slack = room - (1.0 + rest) * step_ms
-    lost = (slack < 0) | (latency & (view.late_tokens > 0))
+    lost = (slack < 0) | (view.late_tokens > 0)
 
-    open_ = np.flatnonzero(
-        ~lost & ((view.slo_class == SloClass.DEADLINE) | (view.slo_class == SloClass.TASK))
-    )
+    open_ = np.flatnonzero(~lost & (view.e2e_ms > 0))
     ids, generated = view.row_id[open_], view.generated[open_]
     mark = _marks(generated)
     needed = np.maximum(view.lengths.mean_left(ids, mark) + mark - generated, 1.0)
@@ -92,13 +88,16 @@ def triage(view: BatchView, now_ms: float, least_chance: float = LEAST_CHANCE) -
 def _due_ms(view: BatchView) -> FloatArray:
     """[N] Next token (latency), last token (deadline), whole task (task); infinite for best effort. The budget of one
     call of a task may be overdrawn: later calls can make up for it."""
-    latency = view.slo_class == SloClass.LATENCY
-    due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
-    due = np.where(np.isfinite(view.task_due_ms), view.task_due_ms, due)
-    return np.asarray(np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due))
+    # Budgets of other classes are 0.
+    due = view.arrival_ms + view.ttft_ms + view.generated * view.tbt_ms + view.e2e_ms
+    due = np.minimum(due, view.task_due_ms)
+    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    return np.asarray(due)
 
 
 def _marks(generated: IntArray) -> IntArray:
     """[N] The last of 0, 32, 64, 128, ... tokens that is passed."""
-    powers = np.left_shift(1, np.log2(np.maximum(generated, 1)).astype(np.int64))
-    return np.where(generated < _FIRST_MARK, 0, powers)
+    marks = np.zeros_like(generated)
+    past = np.flatnonzero(generated >= _FIRST_MARK)
+    marks[past] = np.left_shift(1, np.log2(generated[past]).astype(np.int64))
+    return marks

@@ -8,7 +8,7 @@ import numpy as np
 from paceline_core.batch.plan import UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.ranking import first_by, list_length
-from paceline_core.batch.sarathi import prefill_tokens
+from paceline_core.batch.sarathi import decodes, prefill_tokens
 from paceline_core.batch.view import BatchView
 
 
@@ -30,7 +30,7 @@ class Las:
         level = view.generated // bucket
         order = first_by(view, rows, level[rows], list_length(view))
         head = order[: view.capacity.max_batch]
-        decoding = head[view.prefill_left()[head] == 0]
+        decoding = head[decodes(view, head)]
         to_next = bucket - view.generated[decoding] % bucket
         return BatchPlan(
             order=order,

@@ -12,6 +12,7 @@ from paceline_core.batch.frames import (
     full_step_ms,
     in_slot,
     listed,
+    shortlist,
     steps_to_frame_end,
 )
 from paceline_core.batch.hopeless import triage
@@ -50,6 +51,8 @@ class LlfShed:
         laxity = self._laxity_at_zero(view)
         urgent = -view.priority.astype(np.int64)
         keys = (sorted_out.lost, urgent, laxity, view.arrival_ms, view.row_id)
+        if not urgent.any():
+            rows = shortlist(view, rows, np.where(sorted_out.lost, -np.inf, -laxity))
         waiting = Waiting(keys, lambda some, slots: leading(some, [key[some] for key in keys], slots))
         if at_frame_end(view, self.frame_steps):
             chosen = waiting.choose(rows, view.capacity.max_batch)

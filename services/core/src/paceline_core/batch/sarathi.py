@@ -8,7 +8,13 @@ import numpy as np
 from paceline_core.batch.fcfs import arrival_order
 from paceline_core.batch.plan import BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
-from paceline_core.batch.view import BatchView, IntArray
+from paceline_core.batch.view import BatchView, BoolArray, IntArray
+
+
+def decodes(view: BatchView, rows: IntArray) -> BoolArray:
+    """[R] True where nothing is left to prefill."""
+    context = view.prompt_tokens[rows] + np.maximum(view.generated[rows] - 1, 0)
+    return np.asarray(context <= view.kv_tokens[rows])
 
 
 def prefill_tokens(view: BatchView, order: IntArray, token_budget: int) -> int:
@@ -18,7 +24,7 @@ def prefill_tokens(view: BatchView, order: IntArray, token_budget: int) -> int:
     chunk = max(1, capacity.prefill_chunk_tokens)
     budget = token_budget or 4 * chunk + capacity.max_batch
     head = order[: capacity.max_batch]
-    decoding = int(np.count_nonzero(view.prefill_left()[head] == 0))
+    decoding = int(np.count_nonzero(decodes(view, head)))
     # Whole chunks only, and at least one: a smaller piece would change how the engine splits the prompt.
     return max(chunk, (budget - decoding) // chunk * chunk)
 

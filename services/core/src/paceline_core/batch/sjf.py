@@ -12,6 +12,7 @@ from paceline_core.batch.frames import (
     in_slot,
     listed,
     quantised,
+    shortlist,
     steps_to_frame_end,
 )
 from paceline_core.batch.plan import BatchPlan, PlanReason
@@ -40,6 +41,8 @@ class Sjf:
         rows = np.flatnonzero(view.runnable())
         left = self._tokens_left(view)
         keys = (-view.priority.astype(np.int64), left, view.arrival_ms, view.row_id)
+        if not view.priority.any():
+            rows = shortlist(view, rows, -left)
         waiting = Waiting(keys, lambda some, slots: leading(some, [key[some] for key in keys], slots))
         if at_frame_end(view, self.frame_steps):
             chosen = waiting.choose(rows, view.capacity.max_batch)

@@ -23,6 +23,7 @@ from paceline_core.batch.laxity import prefill_ms
 from paceline_core.batch.plan import UNLIMITED_TOKENS, UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.ranking import first_by, list_length
+from paceline_core.batch.sarathi import decodes
 from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
 from paceline_core.slo import SloClass
 
@@ -91,7 +92,7 @@ class SlosServe:
         token_ms = view.model.prefill_token_ms(chunk)
         if not np.isfinite(pace_ms) or token_ms <= 0:
             return UNLIMITED_TOKENS
-        decoding = head[view.prefill_left()[head] == 0]
+        decoding = head[decodes(view, head)]
         step_ms = view.model.decode_ms(len(decoding), float(view.prompt_tokens[decoding].sum()))
         return max(chunk, int((pace_ms - step_ms) / token_ms) // chunk * chunk)
 
@@ -122,10 +123,12 @@ def admit(due_ms: FloatArray, prompt_ms: FloatArray, unspent_share: FloatArray) 
 
 def _prefill_due_ms(view: BatchView, v_ms: float) -> FloatArray:
     """[N] Instant by which the prompt must be in; infinite for best effort."""
-    latency = view.slo_class == SloClass.LATENCY
-    end = np.minimum(view.arrival_ms + view.e2e_ms, view.call_due_ms)
-    due = np.where(latency, view.arrival_ms + view.ttft_ms, end - view.upper_left() * v_ms)
-    return np.asarray(np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due))
+    due = np.minimum(
+        view.arrival_ms + view.ttft_ms + view.e2e_ms, view.call_due_ms
+    )  # one of the budgets is 0
+    due -= view.upper_left() * v_ms * (view.e2e_ms > 0)
+    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    return np.asarray(due)
 
 
 def _kv_slots(view: BatchView, timed: IntArray) -> int:

@@ -58,7 +58,7 @@ class _Request:
 
 
 class World:
-    """A table of `plan.live` requests on one engine, in overload."""
+    """A table for `plan.live` requests on one engine, in overload."""
 
     def __init__(self, plan: SchedulerPlan) -> None:
         self._plan = plan
@@ -84,7 +84,10 @@ class World:
         self.now_ms = 1e6
         self.step = 0
         self.planned_step = -1
-        for _ in range(plan.live):
+
+    def fill(self) -> None:
+        """Requests that came in the last minute."""
+        for _ in range(self._plan.live):
             self._arrive(self.now_ms - float(self._rng.uniform(0, 60_000)))
 
     def view(self) -> BatchView:
@@ -154,6 +157,7 @@ def measure_planning(plan: SchedulerPlan, say: Callable[[str], None]) -> dict[st
     policies = [make_policy(name) for name in names]
     memory = table_bytes(plan)
     world = World(plan)
+    world.fill()
     gc.collect()
     gc.freeze()  # as the service does
     try:
@@ -170,10 +174,11 @@ def measure_planning(plan: SchedulerPlan, say: Callable[[str], None]) -> dict[st
 def table_bytes(plan: SchedulerPlan) -> dict[str, float]:
     """Traced bytes of a table with `plan.live` requests, per request. Rows grow by doubling: `per_row` is without the
     rows that are free yet."""
+    world = World(plan)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        world = World(plan)
+        world.fill()
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
