@@ -12,9 +12,11 @@ from paceline_cli.commands import (
     doctor,
     drain,
     evaluate,
+    lab,
     lengths,
     live,
     replay,
+    report,
     request,
     status,
     train,
@@ -42,6 +44,8 @@ app.command()(live.live)
 app.command()(replay.replay)
 app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")
+app.add_typer(report.app, name="report")
+app.add_typer(lab.app, name="lab")
 app.add_typer(lengths.app, name="lengths")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
