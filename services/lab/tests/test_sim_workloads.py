@@ -12,7 +12,7 @@ from paceline_core.slo import SloClass
 from paceline_lab.workloads import published
 from paceline_lab.workloads.arrivals import counted_ms, replayed_rows, warped_ms
 from paceline_lab.workloads.jitserve import chat_graphs, research_graphs
-from paceline_lab.workloads.lengths import QuantileCurve, normal_cdf
+from paceline_lab.workloads.lengths import QuantileCurve, coupled_levels
 from paceline_lab.workloads.published import Published
 from paceline_lab.workloads.registry import UnknownWorkloadError, make_workload, workload_names
 from paceline_lab.workloads.trace import Call, Job, Workload
@@ -238,7 +238,9 @@ def test_a_quantile_curve_knows_its_moments() -> None:
     big = curve.at(np.random.default_rng(1).random(400_000))
     assert curve.mean == pytest.approx(big.mean(), rel=0.01)
     assert curve.std == pytest.approx(big.std(), rel=0.01)
-    assert normal_cdf(np.array([-1.959964, 0.0, 1.644854])) == pytest.approx([0.025, 0.5, 0.95], abs=1e-6)
+    one, two = coupled_levels(np.random.default_rng(1), 20_000, 0.8)
+    assert np.quantile(two, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.02)
+    assert 0.7 < np.corrcoef(one, two)[0, 1] < 0.85
     with pytest.raises(ValueError, match="levels"):
         QuantileCurve((0, 1.5), (1, 2))
     with pytest.raises(ValueError, match="quantile"):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline_lab.sim import normal
+
 Array = NDArray[np.float64]
 
 
@@ -66,13 +68,4 @@ def coupled_levels(rng: np.random.Generator, count: int, correlation: float) -> 
     """Two columns of levels in (0, 1) whose normal scores correlate by `correlation` (a Gaussian copula)."""
     first = rng.standard_normal(count)
     second = correlation * first + np.sqrt(1 - correlation**2) * rng.standard_normal(count)
-    return normal_cdf(first), normal_cdf(second)
-
-
-def normal_cdf(scores: Array) -> Array:
-    """The standard normal distribution function, to 1e-7 (Abramowitz and Stegun 7.1.26 on both sides)."""
-    x = np.abs(scores) / np.sqrt(2)
-    t = 1 / (1 + 0.3275911 * x)
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    erf = 1 - series * np.exp(-(x**2))
-    return np.asarray(0.5 * (1 + np.sign(scores) * erf))
+    return normal.cdf(first), normal.cdf(second)
