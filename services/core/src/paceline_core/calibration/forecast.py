@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline_core.calibration.evidence import Rows
-from paceline_core.calibration.offset import LOG_MIDDLE, log_moments, stretched
+from paceline_core.calibration.offset import LOG_MIDDLE, log_moments, stretched_cdf
 from paceline_core.calibration.recalibration import recalibrated
 from paceline_core.lengths import LOWER, OPEN_EDGE, TAIL, TAIL_MIX, UPPER, FloatArray, K
 
@@ -24,7 +24,7 @@ class Known:
     scale: FloatArray
     """[N] By how much the base's log lengths are to be spread."""
     histogram: FloatArray
-    """[N, K] Bin masses of the lengths seen."""
+    """[N, K] CDF of the lengths seen."""
     base_share: FloatArray
     """[N] Share of the base in the mixture with them."""
     table: FloatArray
@@ -32,7 +32,7 @@ class Known:
     settled: FloatArray
     """[N] How far the offset has been found, from 0 to 1."""
 
-    def part(self, rows: slice | Rows) -> "Known":
+    def part(self, rows: Rows) -> "Known":
         """Those of some rows."""
         return Known(
             self.shipped[rows],
@@ -60,15 +60,27 @@ class Forecast:
     """The way from base masses to the answer; all given that more than `generated` tokens come."""
 
     generated: FloatArray
+    base: FloatArray
+    """[N, K]: masses of the base, as they came."""
     mean: FloatArray
-    variance: FloatArray
-    parts: FloatArray
+    """[N] Of the base's log length."""
+    cdfs: FloatArray
     """[2, N, K]: stretched base, histogram."""
     base_share: FloatArray
     mixed_cdf: FloatArray
     table: FloatArray
     answer: FloatArray
     """[N, K]: recalibrated CDF."""
+
+    @property
+    def variance(self) -> FloatArray:
+        """[N] Of the base's log length."""
+        return log_moments(self.base)[1]
+
+    @property
+    def parts(self) -> FloatArray:
+        """[2, N, K] Bin masses: stretched base, histogram."""
+        return np.diff(self.cdfs, axis=-1, prepend=0.0)
 
 
 def forecast(
@@ -81,21 +93,18 @@ def forecast(
     g = np.fmin(np.fmax(generated, 0.0), OPEN_EDGE - 1)  # nan: nothing is known to be out
     missing = None if usable is None or usable.all() else ~usable
     mass = _distributions(base if missing is None else np.where(missing[:, None], TAIL, base))
-    mean, variance = log_moments(mass)
-    parts = np.empty((2, *mass.shape))
-    parts[0] = stretched(mass, mean, known.shipped + known.offset, known.scale)
-    parts[1] = known.histogram
+    mean = mass @ LOG_MIDDLE
+    cdfs = np.empty((2, *mass.shape))
+    cdfs[0] = stretched_cdf(mass, mean, known.shipped + known.offset, known.scale)
+    cdfs[1] = known.histogram
     if g.any():
-        parts = _given(parts, g)
+        cdfs = _given(cdfs, g)
     share = known.base_share if missing is None else np.where(missing, 0.0, known.base_share)
-    mixed_cdf = share[:, None] * parts[0]
-    mixed_cdf += (1 - share[:, None]) * parts[1]
-    np.add.accumulate(mixed_cdf, axis=1, out=mixed_cdf)
+    mixed_cdf = share[:, None] * cdfs[0]
+    mixed_cdf += (1 - share)[:, None] * cdfs[1]
     np.minimum(mixed_cdf, 1.0, out=mixed_cdf)
     mixed_cdf[:, -1] = 1.0
-    return Forecast(
-        g, mean, variance, parts, share, mixed_cdf, known.table, recalibrated(mixed_cdf, known.table)
-    )
+    return Forecast(g, mass, mean, cdfs, share, mixed_cdf, known.table, recalibrated(mixed_cdf, known.table))
 
 
 def _distributions(base: FloatArray) -> FloatArray:
@@ -113,11 +122,12 @@ def _distributions(base: FloatArray) -> FloatArray:
     return np.asarray(scaled)
 
 
-def _given(parts: FloatArray, generated: FloatArray) -> FloatArray:
-    """Bin masses [..., N, K] given that more than `generated` [N] tokens come."""
+def _given(cdfs: FloatArray, generated: FloatArray) -> FloatArray:
+    """CDFs [..., N, K] given that more than `generated` [N] tokens come."""
     ahead = np.clip((UPPER - generated[:, None]) / (UPPER - LOWER), 0.0, 1.0)
-    left = parts * ahead + 1e-12 * TAIL * ahead
-    return np.asarray(left / left.sum(axis=-1, keepdims=True))
+    left = np.diff(cdfs, axis=-1, prepend=0.0) * ahead + 1e-12 * TAIL * ahead
+    left /= left.sum(axis=-1, keepdims=True)
+    return np.asarray(np.add.accumulate(left, axis=-1))
 
 
 def cdf_at(cdf: FloatArray, lengths: FloatArray, generated: FloatArray) -> FloatArray:

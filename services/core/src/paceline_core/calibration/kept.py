@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paceline_core.calibration.evidence import Rows
 from paceline_core.calibration.forecast import Known
 from paceline_core.calibration.params import LengthKey
 from paceline_core.calibration.recalibration import PIT_BINS
@@ -24,6 +23,7 @@ class KeptKnown:
 
     def __init__(self) -> None:
         self._slots: dict[Place, int] = {}
+        self._alone: dict[Place, tuple[Known, FloatArray]] = {}
         scalars = (np.zeros(_CAPACITY) for _ in range(5))
         shipped, offset, scale, base_share, settled = scalars
         self._known = Known(
@@ -40,6 +40,7 @@ class KeptKnown:
     def clear(self) -> None:
         """Something was learned."""
         self._slots.clear()
+        self._alone.clear()
 
     def read(
         self,
@@ -47,13 +48,14 @@ class KeptKnown:
         work_out: Callable[[Sequence[Place]], tuple[Known, FloatArray]],
     ) -> tuple[Known, FloatArray]:
         """What is known of N places, and coverages [N]; `work_out` says it of places that are not kept."""
+        alone = self._alone.get(places[0]) if len(places) == 1 else None
+        if alone is not None:
+            return alone
         slots = [self._slots.get(place, -1) for place in places]
         if -1 in slots:
             missing = list(
                 dict.fromkeys(place for place, slot in zip(places, slots, strict=True) if slot < 0)
             )
-            if len(missing) > _CAPACITY:
-                return work_out(places)
             if len(self._slots) + len(missing) > _CAPACITY:
                 self.clear()
                 missing = list(dict.fromkeys(places))
@@ -61,11 +63,11 @@ class KeptKnown:
                     return work_out(places)
             self._keep(missing, *work_out(missing))
             slots = [self._slots[place] for place in places]
-        if len(slots) == 1:  # the same without a copy
-            rows: slice | Rows = slice(slots[0], slots[0] + 1)
-        else:
-            rows = np.array(slots, dtype=np.int64)
-        return self._known.part(rows), self._coverage[rows].copy()
+        rows = np.array(slots, dtype=np.int64)
+        found = self._known.part(rows), self._coverage[rows]
+        if len(places) == 1:
+            self._alone[places[0]] = found
+        return found
 
     def _keep(self, places: Sequence[Place], known: Known, coverage: FloatArray) -> None:
         first = len(self._slots)

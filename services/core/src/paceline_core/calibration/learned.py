@@ -1,5 +1,6 @@
 """All that has been learned, per fleet, model and app: where it is kept, and what follows from it for a key."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
@@ -82,11 +83,9 @@ class Learned:
         self, keys: Sequence[LengthKey], generated: FloatArray, worlds: Sequence[int] | None
     ) -> tuple[Known, FloatArray]:
         """What is known of N keys, and the coverages [N] of their P90."""
-        if worlds is not None:
+        if worlds is not None or not keys:
             return self._work_out(self.paths(keys, worlds), keys, generated)
-        if not keys:
-            return self._work_out(self.paths(keys, None), keys, generated)
-        buckets = np.searchsorted(_BUCKET_ENDS, generated, side="right").tolist()
+        buckets = [bisect_right(BUCKETS, out, 1) - 1 for out in generated.tolist()]
         return self._kept.read(list(zip(keys, buckets, strict=True)), self._of_places)
 
     def known(self, keys: Sequence[LengthKey], paths: Rows, generated: FloatArray) -> Known:
@@ -102,7 +101,7 @@ class Learned:
             shipped=shipped,
             offset=learned[:, K],
             scale=np.clip(np.sqrt(learned[:, K + 1]), *_SCALES),
-            histogram=learned[:, :K],
+            histogram=np.add.accumulate(learned[:, :K], axis=1),
             base_share=calibration[:, PIT_BINS],
             table=pit_map(shares, self.steer[places].sum(axis=1)),
             settled=self._settled(paths, concentration),

@@ -29,22 +29,32 @@ def stretched(
     probabilities: FloatArray, mean: FloatArray, offset: FloatArray, scale: FloatArray
 ) -> FloatArray:
     """Bin masses [N, K] of exp(mean + offset + scale * (log L - mean)), for L with bin masses [N, K]; others [N]."""
+    cdf = stretched_cdf(probabilities, mean, offset, scale)
+    masses = cdf.copy()
+    masses[:, 1:] -= cdf[:, :-1]
+    return masses
+
+
+def stretched_cdf(
+    probabilities: FloatArray, mean: FloatArray, offset: FloatArray, scale: FloatArray
+) -> FloatArray:
+    """The CDF [N, K] of what `stretched` gives the masses of."""
     n = len(probabilities)
     cdf = np.zeros((n, K + 1))
     np.add.accumulate(probabilities, axis=1, out=cdf[:, 1:])
     back = mean[:, None] + (_LOG_EDGES[1:-1] - (mean + offset)[:, None]) / scale[:, None]
-    out = np.empty((n, K + 1))
-    out[:, 0], out[:, K] = 0.0, cdf[:, K]
+    out = np.empty((n, K))
+    out[:, K - 1] = cdf[:, K]
     if n == 1:  # the same in one step
-        out[0, 1:K] = np.interp(back[0], _LOG_EDGES, cdf[0])
-    else:
-        at = np.interp(back, _LOG_EDGES, _STEPS)
-        bin_ = np.minimum(at.astype(np.int64), K - 1)
-        share = at - bin_
-        rows = np.arange(n)[:, None]
-        below = cdf[rows, bin_]
-        out[:, 1:K] = below + share * (cdf[rows, bin_ + 1] - below)
-    return np.asarray(out[:, 1:] - out[:, :-1])
+        out[0, : K - 1] = np.interp(back[0], _LOG_EDGES, cdf[0])
+        return out
+    at = np.interp(back, _LOG_EDGES, _STEPS)
+    bin_ = np.minimum(at.astype(np.int64), K - 1)
+    share = at - bin_
+    rows = np.arange(n)[:, None]
+    below = cdf[rows, bin_]
+    out[:, : K - 1] = below + share * (cdf[rows, bin_ + 1] - below)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
