@@ -40,9 +40,9 @@ class Pace:
     name: ClassVar[str] = "pace"
     estimates: ClassVar[EstimateUse] = EstimateUse.PREDICTED
 
-    request_tokens: float = 300.0
+    request_tokens: float = 3_000.0
     """What meeting a request's target is worth beside its tokens, tokens."""
-    task_tokens: float = 2_000.0
+    task_tokens: float = 3_000.0
     """What meeting a task's target is worth beside its tokens, tokens."""
     z: float = 1.0
     """Standard deviations of demand for which room is kept."""
@@ -60,7 +60,7 @@ class Pace:
     """How many times denser than a running request one must be to take its slot."""
     fair_tokens: float = 0.0
     """Tokens ahead of its share at which a tenant's density is halved; 0: off."""
-    usual_chunks: int = 4
+    usual_chunks: int = 1
     """Prefill chunks of a step while the batch is full."""
     most_chunks: int = 16
     """Prefill chunks of a step while it is not."""
@@ -100,7 +100,9 @@ class Pace:
         first_ms = np.where(
             needs.stream & (view.generated[rows] == 0), self.first_share * view.ttft_ms[rows], 0.0
         )
-        hold_ms = (self.hold_steps + 1) * speed.step_ms
+        backlog = float(view.prefill_left()[rows].sum())
+        budget = min(backlog, self.usual_chunks * max(1, view.capacity.prefill_chunk_tokens))
+        hold_ms = (steps + 1) * (speed.step_ms + budget * speed.prefill_token_ms)
         place = places(needs, laxity, admitted, hopeless, first_ms, hold_ms)
         by_time = (place == Place.DUE) | (place == Place.AHEAD)
         score = np.where(by_time, laxity, -density)
@@ -201,7 +203,7 @@ def _demand(needs: Needs, speed: Speed, deviation: FloatArray) -> Demand:
     return Demand(
         due_ms=np.concatenate(
             [
-                np.where(needs.stream, needs.next_ms, needs.due_ms),
+                np.where(needs.stream, needs.next_ms, np.maximum(needs.due_ms, needs.alone_ms)),
                 np.where(needs.stream, half_ms, needs.end_ms),
                 np.where(needs.stream, last_ms, needs.end_ms),
             ]

@@ -29,7 +29,9 @@ def laxity_ms(needs: Needs, pace: Pace, deviation: FloatArray, doubt: float) -> 
     """[M] Time that may pass idle: until the next token must be begun (stream), or all that are to come (deadline,
     task), with room for an answer that is longer by `doubt` times its standard deviation [M]."""
     of_stream = needs.next_ms - needs.prefill_ms - pace.step_ms
-    of_bounded = needs.due_ms - needs.alone_ms - doubt * deviation * pace.step_ms
+    # A task's own deadline counts, not that of the call: behind its plan it may still catch up, and in overload all are
+    # behind, so that the budgets of calls would bring on those that are to be left out.
+    of_bounded = needs.end_ms - needs.alone_ms - (needs.rest_tokens + doubt * deviation) * pace.step_ms
     return np.asarray(np.where(needs.stream, of_stream, of_bounded))
 
 
