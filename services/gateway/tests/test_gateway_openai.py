@@ -209,3 +209,24 @@ async def test_refusals(
     retry_after = caught.value.response.headers.get("retry-after")
     expected = {2500: "3", 100: "1", 0: "1" if status == 503 else None}[retry_ms]
     assert retry_after == expected
+
+
+async def test_token_ids_are_returned_to_who_asks(ai: openai.AsyncOpenAI) -> None:
+    asks: Any = {"model": "tiny", "prompt": "x", "extra_body": {"return_token_ids": True}}
+    whole: Any = await ai.completions.create(**asks)
+    assert whole.choices[0].token_ids == list(range(40))
+    ids: list[int] = []
+    texts = ""
+    async for chunk in await ai.completions.create(**asks, stream=True):
+        choice: Any = chunk.choices[0]
+        texts += choice.text
+        ids += getattr(choice, "token_ids", None) or []
+    assert (ids, texts) == (list(range(40)), TEXT)
+    chat: Any = []
+    async for part in await ai.chat.completions.create(
+        model="tiny", messages=MESSAGES, stream=True, extra_body={"return_token_ids": True}
+    ):
+        chat += getattr(part.choices[0], "token_ids", None) or []
+    assert chat == list(range(40))
+    silent: Any = await ai.completions.create(model="tiny", prompt="x")
+    assert not hasattr(silent.choices[0], "token_ids")

@@ -83,13 +83,16 @@ class Exchange:
     async def reply_whole(self, accepted: pb.Accepted, form: ReplyForm) -> None:
         """Wait for the end and answer with all of it. Raises PacelineError when it ended badly, and ClientGone."""
         texts: list[str] = []
+        ids: list[int] = []
         while True:
-            texts.append(self._stream.take().text)
+            output = self._stream.take()
+            texts.append(output.text)
+            ids.extend(output.token_ids)
             if self._stream.ended:
                 break
             await self._news()
         finished = self._good_end()
-        body = form.whole("".join(texts), finished)
+        body = form.whole("".join(texts), finished, ids if self._stream.keeps_ids else None)
         response = Response(body, headers=_headers(accepted), media_type="application/json")
         await response(self._scope, self._receive, self._send)
 
@@ -112,8 +115,8 @@ class Exchange:
         with self._telemetry.open_stream():
             while True:
                 output, ended = self._stream.take(), self._stream.ended
-                if output.text:
-                    pending += form.text(output.text)
+                if output.text or output.token_ids:
+                    pending += form.text(output.text, output.token_ids)
                 if ended:
                     pending += self._last_events(form)
                 if pending or ended:

@@ -153,6 +153,7 @@ class GenerateApp:
         )
         params = self._fill(spec, body, request)
         stream = self._session.open(spec, window_tokens=self._config.window_tokens if spec.streaming else 0)
+        stream.keeps_ids = bool(params.return_token_ids)
         exchange = Exchange(
             request.scope,
             request.receive,

@@ -5,6 +5,7 @@ A chunk's frame is the same for every token of a request, so it is built once an
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,13 +40,13 @@ class ReplyForm(Protocol):
     def first(self) -> bytes:
         """Events ahead of all text; may be empty."""
 
-    def text(self, text: str) -> bytes:
-        """One event with text."""
+    def text(self, text: str, ids: Sequence[int] = ()) -> bytes:
+        """One event with text, and the ids of its tokens if they were asked for."""
 
     def last(self, finished: pb.Finished) -> bytes:
         """Events with the finish reason and, if asked for, the usage."""
 
-    def whole(self, text: str, finished: pb.Finished) -> bytes:
+    def whole(self, text: str, finished: pb.Finished, ids: Sequence[int] | None = None) -> bytes:
         """The body of an answer that is not streamed."""
 
 
@@ -64,19 +65,22 @@ class ChatReply:
         """The role."""
         return self._event({"index": 0, "delta": {"role": "assistant", "content": ""}})
 
-    def text(self, text: str) -> bytes:
-        """One event with text."""
-        return self._before + _encode_text(text).encode() + self._after
+    def text(self, text: str, ids: Sequence[int] = ()) -> bytes:
+        """One event with text, and the ids of its tokens if they were asked for."""
+        # The text closes an object of its own; ids stand beside that.
+        closed, rest = self._after[:1], self._after[1:]
+        return self._before + _encode_text(text).encode() + closed + _ids_json(ids) + rest
 
     def last(self, finished: pb.Finished) -> bytes:
         """The finish reason, then the usage."""
         event = self._event({"index": 0, "delta": {}}, finish_reason(finished))
         return event + _usage_event(self._head, self._id, "chat.completion.chunk", finished)
 
-    def whole(self, text: str, finished: pb.Finished) -> bytes:
+    def whole(self, text: str, finished: pb.Finished, ids: Sequence[int] | None = None) -> bytes:
         """The body of an answer that is not streamed."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(finished)}
+        _add_ids(choice, ids)
         return _whole(self._head, self._id, "chat.completion", choice, finished)
 
     def _event(self, choice: dict[str, Any], reason: str | None = None) -> bytes:
@@ -97,9 +101,9 @@ class CompletionReply:
         """Nothing comes ahead of the text."""
         return b""
 
-    def text(self, text: str) -> bytes:
-        """One event with text."""
-        return self._before + _encode_text(text).encode() + self._after
+    def text(self, text: str, ids: Sequence[int] = ()) -> bytes:
+        """One event with text, and the ids of its tokens if they were asked for."""
+        return self._before + _encode_text(text).encode() + _ids_json(ids) + self._after
 
     def last(self, finished: pb.Finished) -> bytes:
         """The finish reason, then the usage."""
@@ -107,15 +111,26 @@ class CompletionReply:
         event = _data(_chunk_json(self._head, self._id, "text_completion", choice, finish_reason(finished)))
         return event + _usage_event(self._head, self._id, "text_completion", finished)
 
-    def whole(self, text: str, finished: pb.Finished) -> bytes:
+    def whole(self, text: str, finished: pb.Finished, ids: Sequence[int] | None = None) -> bytes:
         """The body of an answer that is not streamed."""
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason(finished)}
+        _add_ids(choice, ids)
         return _whole(self._head, self._id, "text_completion", choice, finished)
 
 
 def finish_reason(finished: pb.Finished) -> str:
     """`length` when a limit ended it, else `stop`."""
     return "length" if finished.finish_reason == attempt_pb2.FINISH_REASON_LENGTH else "stop"
+
+
+def _ids_json(ids: Sequence[int]) -> bytes:
+    """Beside the text within its object, under the name that vLLM uses."""
+    return f',"token_ids":[{",".join(map(str, ids))}]'.encode() if ids else b""
+
+
+def _add_ids(choice: dict[str, Any], ids: Sequence[int] | None) -> None:
+    if ids is not None:
+        choice["token_ids"] = list(ids)
 
 
 def usage(finished: pb.Finished) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Output:
 
     text: str
     tokens: int
+    token_ids: tuple[int, ...] = ()
+    """Their ids, for a reader that asked for them."""
 
 
 class RequestStream:
@@ -82,6 +84,9 @@ class RequestStream:
         self._discarding = False
         self._taken_index = 0
         self._texts: list[str] = []
+        self.keeps_ids = False
+        """Set by a reader that wants ids beside the text."""
+        self._ids: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -115,8 +120,9 @@ class RequestStream:
 
     def take(self) -> Output:
         """All output that came since the last call. It counts as consumed when `consumed` is called."""
-        output = Output("".join(self._texts), self.next_index - self._taken_index)
+        output = Output("".join(self._texts), self.next_index - self._taken_index, tuple(self._ids))
         self._texts.clear()
+        self._ids.clear()
         self._taken_index = self.next_index
         return output
 
@@ -139,6 +145,7 @@ class RequestStream:
         """Let the request run to its end without a reader."""
         self._discarding = True
         self._texts.clear()
+        self._ids.clear()
         if not self.ended and self.window_tokens:
             self.window_tokens = self.token_limit = 0
             self._commands.grant(self)
@@ -154,7 +161,9 @@ class RequestStream:
             self.accepted = accepted
             self.wake()
 
-    def on_tokens(self, first_index: int, lengths: Sequence[int], text: bytes | memoryview) -> bool:
+    def on_tokens(
+        self, first_index: int, lengths: Sequence[int], text: bytes | memoryview, ids: Sequence[int] = ()
+    ) -> bool:
         """Tokens `first_index`.. with the bytes of text of each, all in `text`. False: a gap, nothing was taken."""
         if first_index > self.next_index:
             return False
@@ -170,6 +179,8 @@ class RequestStream:
             return True
         if piece:
             self._texts.append(piece)
+        if self.keeps_ids:
+            self._ids.extend(ids[skip:])
         self.wake()
         return True
 

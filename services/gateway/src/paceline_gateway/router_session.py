@@ -244,6 +244,7 @@ class RouterSession:
     def _on_tokens(self, tokens: router_pb2.SessionTokens) -> None:
         lengths = _uint32s(tokens.payload.text_lengths)
         text = memoryview(tokens.payload.text)
+        ids = _uint32s(tokens.payload.token_ids)
         token = byte = 0
         for stream_id, first, count in zip(
             tokens.stream_ids, tokens.first_indices, tokens.counts, strict=True
@@ -254,7 +255,7 @@ class RouterSession:
             if stream is not None:
                 if first < stream.next_index:
                     self.counters.overlaps += 1
-                if not stream.on_tokens(first, row, text[byte:end]):
+                if not stream.on_tokens(first, row, text[byte:end], ids[token : token + count]):
                     self.counters.gaps += 1
                     log.warning(
                         "gap in a request's output",

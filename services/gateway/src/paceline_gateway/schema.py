@@ -35,7 +35,7 @@ class StreamOptions(EdgeModel):
 
 
 class GenerationParams(EdgeModel):
-    """Fields of `/v1/chat/completions` and `/v1/completions` alike; the last five are the extensions vLLM has."""
+    """Fields of `/v1/chat/completions` and `/v1/completions` alike; the last six are the extensions vLLM has."""
 
     model: str | None = Field(default=None, max_length=256)
     max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
@@ -56,6 +56,7 @@ class GenerationParams(EdgeModel):
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
     cache_salt: str | None = Field(default=None, max_length=128)
+    return_token_ids: bool | None = None
 
     @property
     def include_usage(self) -> bool:
