@@ -21,6 +21,7 @@ from paceline_cli.commands import (
     status,
     train,
     up,
+    validate,
 )
 from paceline_cli.errors import DEBUG_VARIABLE
 
@@ -46,6 +47,7 @@ app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.add_typer(report.app, name="report")
 app.add_typer(lab.app, name="lab")
+lab.app.command("validate")(validate.validate)
 app.add_typer(lengths.app, name="lengths")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")

@@ -1,0 +1,155 @@
+"""Runs experiments cell by cell and keeps what they gave, so that an interrupted report goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from paceline_core.engines.shipped import load_profile
+from paceline_lab.report.experiments import ENGINE, Experiment, Variant
+from paceline_lab.sim.cell import Cell, Periods, longest_budget_s, run_cell
+from paceline_lab.sim.engine_spec import EngineSpec
+from paceline_lab.sim.knee import find_knee
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How long each run is, in longest budgets, and how many seeds an experiment has at most."""
+
+    window_budgets: float = 10.0
+    most_seeds: int = 99
+
+
+class Cache:
+    """Rows by what made them. `version` names the code: figures of another version are not used again."""
+
+    def __init__(self, folder: Path, version: str) -> None:
+        self._path = folder / "rows.jsonl"
+        self._version = version
+        self._rows: dict[str, Row] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                if entry["version"] == version:
+                    self._rows[entry["key"]] = entry["row"]
+
+    def get(self, key: str) -> Row | None:
+        """The row of a key; None: it was not made yet."""
+        return self._rows.get(key)
+
+    def put(self, key: str, row: Row) -> None:
+        """Keep a row, at once."""
+        self._rows[key] = row
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"version": self._version, "key": key, "row": row}) + "\n")
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+class Runner:
+    """Finds knees and runs cells, each once."""
+
+    def __init__(self, cache: Cache, scale: Scale, jobs: int, say: Callable[[str], None]) -> None:
+        self._cache = cache
+        self._scale = scale
+        self._jobs = jobs
+        self._say = say
+
+    def rows(self, chosen: Sequence[Experiment]) -> dict[str, dict[str, list[Row]]]:
+        """By experiment and label of a variant."""
+        cells = {
+            (experiment.name, variant.label, policy, seed): self._cell(variant, policy, seed)
+            for experiment in chosen
+            for variant in experiment.variants
+            for policy in experiment.policies
+            for seed in range(1, min(experiment.seeds, self._scale.most_seeds) + 1)
+        }
+        wanted = {_key(asdict(cell)): cell for cell in cells.values()}
+        missing = {key: cell for key, cell in wanted.items() if self._cache.get(key) is None}
+        self._say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them are there")
+        for done, (key, row) in enumerate(self._run(missing), 1):
+            self._cache.put(key, row)
+            self._say(
+                f"[{done}/{len(missing)}] {row['policy']} B {row['max_batch']} load {row['load']:g} "
+                f"seed {row['seed']}: attainment {row['attainment'] or 0:.3f}, {row['wall_s']:.1f} s"
+            )
+        found: dict[str, dict[str, list[Row]]] = {}
+        for (name, label, _, _), cell in cells.items():
+            made = self._cache.get(_key(asdict(cell)))
+            assert made is not None
+            found.setdefault(name, {}).setdefault(label, []).append(made)
+        return found
+
+    def knee(self, variant: Variant) -> Row:
+        """Jobs per second of the knee that the variant's load is a multiple of."""
+        workload = replace(variant.workload, cv=1.0, slo_scale=1.0)
+        key = _key("knee", asdict(workload), variant.batch)
+        row = self._cache.get(key)
+        if row is None:
+            # Engines of one kind: the knee grows with their number, so it is found for one.
+            knee = find_knee(workload, _engines(variant.batch, 1))
+            row = {"rate_per_s": knee.rate_per_s, "capacity_per_s": knee.capacity_per_s}
+            self._cache.put(key, row)
+            mix = ",".join(name for name, _ in workload.mix) or "all classes"
+            self._say(f"knee with B = {variant.batch}, {mix}: {row['rate_per_s']:.3f} jobs/s")
+        return {name: value * variant.engines for name, value in row.items()}
+
+    def _cell(self, variant: Variant, policy: str, seed: int) -> Cell:
+        budget_s = longest_budget_s(variant.workload)
+        periods = Periods(budget_s, self._scale.window_budgets * budget_s, budget_s)
+        rate = round(self.knee(variant)["rate_per_s"] * variant.load, 5)
+        return Cell(
+            policy,
+            seed,
+            rate,
+            variant.load,
+            variant.workload,
+            _engines(variant.batch, variant.engines),
+            periods,
+            variant.lengths,
+            variant.placement,
+        )
+
+    def _run(self, cells: dict[str, Cell]) -> Iterable[tuple[str, Row]]:
+        if self._jobs <= 1:
+            for key, cell in cells.items():
+                yield key, run_cell(cell)
+            return
+        with ProcessPoolExecutor(self._jobs, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(run_cell, cell): key for key, cell in cells.items()}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+
+
+def _engines(batch: int, count: int) -> tuple[EngineSpec, ...]:
+    return (EngineSpec(load_profile(ENGINE)).batch(batch),) * count
+
+
+def code_version() -> str:
+    """A hash of all code that a simulated figure depends on."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        folder = Path(str(files(package)))
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".yaml"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+_PACKAGES = (
+    "paceline_core.batch",
+    "paceline_core.engines",
+    "paceline_core.placement",
+    "paceline_lab.sim",
+    "paceline_lab.workloads",
+)
