@@ -10,6 +10,8 @@ from paceline_core.placement.view import Floats, RequestView
 
 WINDOW_MS: Final = 30_000.0
 CLASSES: Final = 48
+_LEAST_MS: Final = 1000.0
+"""A window that has only begun counts as this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class DemandWindow:
             return Demand(*np.zeros((8, 0)))
         full = self._seen > len(self._rows)
         since = rows[:, 0].min() if full else max(self._begun_ms, now_ms - WINDOW_MS)
-        rate = len(rows) / max(now_ms - since, 1000.0)
+        rate = len(rows) / max(now_ms - since, 1.0 if full else _LEAST_MS)
         picked = rows[np.linspace(0, len(rows) - 1, min(len(rows), CLASSES)).round().astype(np.int64)]
         return Demand(np.full(len(picked), rate / len(picked)), *np.ascontiguousarray(picked[:, 1:].T))
 
@@ -75,5 +77,6 @@ def _log_spread(request: RequestView) -> float:
     """From the 16th and the 84th percentile, at bin resolution."""
     cdf = request.length_cdf
     low, high = np.searchsorted(cdf, (0.16, 0.84)).tolist()
-    last = lengths.K - 1
-    return float(0.5 * np.log(lengths.UPPER[min(high, last)] / lengths.UPPER[min(low, last)]))
+    last, limit = lengths.K - 1, float(request.max_tokens)
+    shortest = min(lengths.UPPER[min(low, last)], limit)
+    return float(0.5 * np.log(min(lengths.UPPER[min(high, last)], limit) / shortest))

@@ -219,6 +219,10 @@ class FleetTable:
         self._progress_ms[row] = now_ms
         if writers and 0.0 < since_ms <= _LONGEST_GAP_MS:
             self._learn_slowdown(row, since_ms * writers / written, writers, since_ms)
+        elif not writers and since_ms > 0.0:  # nothing is slowed down where nothing is written
+            column = self._data[:, row]
+            fade = math.exp(-since_ms / _SLOWDOWN_MS)
+            column[_PLACE["observed_slowdown"]] = 1.0 + fade * (column[_PLACE["observed_slowdown"]] - 1.0)
 
     def _learn_slowdown(self, row: int, step_ms: float, batch: int, since_ms: float) -> None:
         column = self._data[:, row]

@@ -67,7 +67,7 @@ def reprice(prices: Prices | None, fleet: FleetView, demand: Demand, rounds: int
         excess = asked.sum(axis=0) - TARGET
         # A step is bounded: far from the solution the bend says little.
         step = np.clip(_DAMPING * excess / np.maximum(bend, 1e-12), -0.1 * most, 0.1 * most)
-        price = np.clip(price + step, 0.0, most)
+        price = np.clip(price + step, 0.0, 2.0 * most)  # over it nobody comes, however soft the choice
     return Prices(np.asarray(price), token_ms)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline_core import lengths
+from paceline_core.placement import lengths_of_one
 from paceline_core.placement.roster import Roster
 from paceline_core.slo import Slo, SloClass
 
@@ -222,7 +223,7 @@ class RequestView:
     @cached_property
     def mean_tokens(self) -> float:
         """Expected output tokens in all, given those already out."""
-        return float(lengths.mean(self.length_cdf[None, :], self._generated, self._limit)[0])
+        return lengths_of_one.mean(self.length_cdf, self.replayed_tokens, self.max_tokens)
 
     @cached_property
     def remaining_tokens(self) -> float:
