@@ -8,7 +8,7 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,7 @@ from paceline_core.slo import OnMiss, Slo, SloClass
 _PROFILE: Final = "a100-80-8b"
 _PLAN_LENGTH: Final = 256
 """As in the scheduler's configuration."""
+_MOST_TRACED: Final = 10_000
 _SHAPES: Final = 512
 """Length distributions that requests share."""
 
@@ -172,8 +173,11 @@ def measure_planning(plan: SchedulerPlan, say: Callable[[str], None]) -> dict[st
 
 
 def table_bytes(plan: SchedulerPlan) -> dict[str, float]:
-    """Traced bytes of a table with `plan.live` requests, per request. Rows grow by doubling: `per_row` is without the
-    rows that are free yet."""
+    """Traced bytes of a table with `plan.live` requests, per request; at most 10,000 of them, for tracing is slow.
+
+    Rows grow by doubling: `bytes_per_row` is per row, free ones included.
+    """
+    plan = replace(plan, live=min(plan.live, _MOST_TRACED))
     world = World(plan)
     tracemalloc.start()
     try:
