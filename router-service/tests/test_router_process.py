@@ -22,6 +22,10 @@ from paceline_runtime.config_model import ConfigError
 from paceline_runtime.errors import Reason
 
 
+STARTED_S = 120.0
+"""A process takes seconds of CPU time to import what it needs, and on a busy machine it gets little."""
+
+
 async def start(folder, *sets, router_id="p"):
     """A router process and the address it serves at."""
     ready = folder / "address"
@@ -34,16 +38,22 @@ async def start(folder, *sets, router_id="p"):
     ):
         command += ["--set", item]
     process = await asyncio.create_subprocess_exec(*command)
-    async with asyncio.timeout(20):
-        while not ready.exists():
-            assert process.returncode is None
-            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(STARTED_S):
+            while not ready.exists():
+                assert process.returncode is None
+                await asyncio.sleep(0.02)
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
     return process, ready.read_text()
 
 
 async def engine_is_up(stub):
     """The process serves before its schedulers have answered."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(STARTED_S):
         while True:
             listed = await stub.ListEngines(router_pb2.ListEnginesRequest())
             if any(engine.state == router_pb2.ENGINE_STATE_UP for engine in listed.engines):
@@ -52,7 +62,7 @@ async def engine_is_up(stub):
 
 
 async def finish(process):
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(STARTED_S):
         return await process.wait()
 
 

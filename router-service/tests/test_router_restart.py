@@ -37,7 +37,8 @@ async def test_what_no_scheduler_knows_is_replayed_from_the_store(line, spec):
     await line.engine("e0", time_scale=1.0)
     router = await line.router(store=True, checkpoint_interval_ms=20.0)
     session = await router.session()
-    before = await session.submit(spec(tokens=150, request_id="r"))
+    # Without more credit it cannot end before its router does, however long that takes.
+    before = await session.submit(spec(tokens=150, request_id="r"), token_limit=40)
     await session.until(lambda: before.count > 20)
     request = router.app.ledger.find("r")
     await line.until(lambda: request.checkpointed > 10)
