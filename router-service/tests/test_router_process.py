@@ -21,7 +21,6 @@ from paceline_runtime.config import load_config
 from paceline_runtime.config_model import ConfigError
 from paceline_runtime.errors import Reason
 
-
 STARTED_S = 120.0
 """A process takes seconds of CPU time to import what it needs, and on a busy machine it gets little."""
 
