@@ -14,6 +14,7 @@ import yaml
 from paceline_core.batch.policy import BatchPolicy
 from paceline_core.batch.registry import ParamValue, make_policy
 from paceline_core.placement.policy import PlacementPolicy
+from paceline_core.slo import SloClass
 from paceline_lab.live.report import totals
 from paceline_lab.sim.engine_spec import EngineSpec
 from paceline_lab.sim.estimates import LengthSpec, estimates_for
@@ -108,8 +109,14 @@ def _workload(spec: WorkloadSpec, rate_per_s: float, duration_s: float, seed: in
 
 
 def longest_budget_s(workload: WorkloadSpec) -> float:
-    """The longest objective, of a whole task too, that all but one in a hundred jobs of the workload stay within."""
-    budgets = sorted(max(job.slo.e2e_ms, job.slo.ttft_ms) for job in workload.training().jobs)
+    """The longest time to the last token's due, of a whole task too, that 99 in 100 jobs stay within."""
+    budgets = sorted(
+        job.slo.token_due_ms(job.output_tokens - 1)
+        for job in workload.training().jobs
+        if job.slo.slo_class is not SloClass.BEST_EFFORT
+    )
+    if not budgets:
+        raise ValueError(f"{workload.name}: no job has an objective")
     return budgets[int(0.99 * (len(budgets) - 1))] / 1e3
 
 

@@ -136,6 +136,8 @@ def estimates_for(
         dtype=np.int64,
         count=len(calls),
     )
+    if not calls:
+        return Estimates(np.zeros((0, lengths.K), dtype=np.float32), limit)
     if use is EstimateUse.TRUE or spec.source is Source.TRUE:
         return Estimates(_all_beyond(len(truth)), truth)
     if use is EstimateUse.PRIOR or spec.source is Source.CLASS:

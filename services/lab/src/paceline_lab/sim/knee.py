@@ -16,10 +16,11 @@ from paceline_lab.workloads.trace import Workload
 KEPT: Final = 0.9
 _LOW: Final = 0.2
 _HIGH: Final = 1.25
-_TOLERANCE: Final = 0.03
+TOLERANCE: Final = 0.03
 _SEED: Final = 991
 _BUDGETS: Final = 5.0
-"""Length of the scored window of a trial, in longest budgets."""
+_LEAST_JOBS: Final = 150
+"""Length of the scored window of a trial, in longest budgets, and the jobs that it holds at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,16 @@ def find_knee(
     engines: Sequence[EngineSpec],
     placement: str = "",
     on_trial: Callable[[dict[str, Any]], None] = lambda _: None,
+    tolerance: float = TOLERANCE,
 ) -> Knee:
-    """By bisection, to 3 %. Deterministic: one seed of its own."""
+    """By bisection, to a share of `tolerance`. Deterministic: one seed of its own."""
     sample = workload.training()
     capacity = sum(_jobs_per_s(engine, sample) for engine in engines)
     output_per_job = sum(job.output_tokens for job in sample.jobs) / len(sample.jobs)
     budget_s = longest_budget_s(workload)
-    periods = Periods(budget_s, _BUDGETS * budget_s, budget_s)
 
     def trial(rate_per_s: float) -> tuple[float, float]:
+        periods = Periods(budget_s, max(_BUDGETS * budget_s, _LEAST_JOBS / rate_per_s), budget_s)
         cell = Cell(
             "sarathi",
             _SEED,
@@ -61,7 +63,7 @@ def find_knee(
 
     low_attainment, _ = trial(_LOW * capacity)
     low, high = _LOW * capacity, _HIGH * capacity
-    while high / low > 1 + _TOLERANCE:
+    while high / low > 1 + tolerance:
         middle = (low * high) ** 0.5
         attainment, made = trial(middle)
         if attainment >= KEPT * low_attainment and made >= KEPT:
