@@ -122,3 +122,21 @@ async def test_tenants_are_owed_by_their_shares(bench):
     assert table.tenant_lag_tokens[rows].sum() == pytest.approx(0.0)
     await router.send(cancels=[1, 2, 3])
     await router.until(lambda: len(router.ended) == 3)
+
+
+@pytest.mark.parametrize(("resident", "how"), [(4, "paused"), (1, "evicted")])
+async def test_preemptions_are_counted_by_what_they_cost(bench, resident, how):
+    executor = await bench.executor(max_batch=1, max_resident=resident, scale=0.5)
+    scheduler = await bench.scheduler(executor.address, policy="edf")
+    router = await bench.router(scheduler)
+    await router.send(submits=[bench.submit(1, tokens=300)])
+    await router.until(lambda: len(router.ids.get(1, ())) > 3)
+    urgent = slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=10_000))
+    await router.send(submits=[bench.submit(2, tokens=5, slo=urgent)])
+    await router.until(lambda: router.ended.keys() == {1, 2})
+    assert len(router.ids[1]) == 300
+    plan = await router.stub.GetPlan(scheduler_pb2.GetPlanRequest())
+    assert plan.preempted[how] == plan.resumed[how] == 1
+    said = await router.stub.ExplainRequest(scheduler_pb2.ExplainRequestRequest(request_id="request-1"))
+    events = [event.event for event in said.timeline]
+    assert ("evicted" in events) is (how == "evicted")  # paused: its KV stayed
