@@ -16,6 +16,7 @@ from paceline_executor.control import Control
 from paceline_executor.landing import Landing
 from paceline_executor.meter import Meter
 from paceline_executor.pull import StatePuller
+from paceline_executor.remote.build import build_remote
 from paceline_executor.service import ExecutorService, new_identity
 from paceline_executor.simulated.config import SimulatedConfig
 from paceline_executor.simulated.driver import LoopDriver
@@ -130,6 +131,8 @@ async def build_engine(config: ExecutorConfig) -> Engine:
             return SimulatedEngine(_simulated(config), LoopDriver())
         if config.backend == "trtllm":
             return await _trtllm(config)
+        if config.backend == "remote":
+            return await build_remote(config.remote, config.model_path, config.model, _sizes(config))
         return await asyncio.to_thread(_llamacpp, config)
     except ValueError as error:
         raise ConfigError([f"executor: {error}"]) from error
@@ -157,10 +160,13 @@ def _simulated(config: ExecutorConfig) -> SimulatedConfig:
 
 async def _trtllm(config: ExecutorConfig) -> Engine:
     section = config.trtllm
-    sizes = EngineSizes(config.max_batch, max(config.max_resident, config.max_batch), config.context_tokens)
     if section.emulated:
-        return build_emulated(section, config.model, sizes)[0]
-    return await build_real(section, config.model_path, config.model, sizes)
+        return build_emulated(section, config.model, _sizes(config))[0]
+    return await build_real(section, config.model_path, config.model, _sizes(config))
+
+
+def _sizes(config: ExecutorConfig) -> EngineSizes:
+    return EngineSizes(config.max_batch, max(config.max_resident, config.max_batch), config.context_tokens)
 
 
 def _llamacpp(config: ExecutorConfig) -> Engine:

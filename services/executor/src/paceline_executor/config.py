@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from paceline_executor.remote.config import RemoteSection
 from paceline_executor.trtllm.config import TrtllmSection
 from paceline_runtime.channel import ChannelConfig
 from paceline_runtime.config_model import ConfigModel
@@ -43,7 +44,7 @@ class ExecutorConfig(ConfigModel):
     """How other executors are dialled for KV state."""
     engine_id: str = "cpu-0"
     """Stable name of the engine."""
-    backend: Literal["llamacpp", "simulated", "trtllm"] = "llamacpp"
+    backend: Literal["llamacpp", "simulated", "trtllm", "remote"] = "llamacpp"
     """Kind of engine."""
     model: str = ""
     """Served name; empty: smollm2-135m-instruct, tiny, simulated, or the stem of the model file."""
@@ -80,6 +81,8 @@ class ExecutorConfig(ConfigModel):
     """Settings of the simulated engine."""
     trtllm: TrtllmSection = TrtllmSection()
     """Settings of TensorRT-LLM; `model_path` is its model folder."""
+    remote: RemoteSection = RemoteSection()
+    """Settings of a server elsewhere; `model_path` is where its vocabulary is: a GGUF file or a model folder."""
 
 
 class ExecutorServiceConfig(ServiceConfig):

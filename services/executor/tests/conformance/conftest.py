@@ -1,19 +1,23 @@
 """The same suite for every engine, over real sockets."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import importlib.util
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stack_process import StackProcess
 
 from paceline_executor.app import ExecutorApp
 from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig, SimulatedSection
 from paceline_executor.llamacpp.model_fetch import ModelFetchError, fetch_model
 from paceline_executor.llamacpp.tiny import write_tiny_model
+from paceline_executor.remote.config import RemoteSection
 from paceline_executor.trtllm.config import TrtllmSection
 from paceline_runtime.server import ServerConfig
 
+from .fake_smg import smg_server
 from .peer import Peer
 
 # What each engine declares, beyond what all of them can do. A test that needs one of these says so by the mark `needs`,
@@ -25,8 +29,10 @@ CAN: dict[str, frozenset[str]] = {
     "simulated": ALL_ABILITIES,
     "tiny": ALL_ABILITIES,
     "smollm2": ALL_ABILITIES,
-    "trtllm-frame": frozenset(),
-    "trtllm-plan": frozenset({"iteration", "keep_kv"}),
+    "trtllm-frame": frozenset({"steps", "resume_equal"}),
+    "trtllm-plan": frozenset({"iteration", "keep_kv", "steps", "resume_equal"}),
+    "remote-gateway": frozenset(),
+    "remote-smg": frozenset({"resume_equal"}),
 }
 OPTIONAL_ENGINES = frozenset({"smollm2"})
 
@@ -69,7 +75,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def settings(backend: str, tiny_model_path: Path) -> dict[str, Any]:
+def settings(backend: str, tiny_model_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings of an executor with this engine."""
     common: dict[str, Any] = {
         "listen": "127.0.0.1:0",
@@ -86,10 +92,37 @@ def settings(backend: str, tiny_model_path: Path) -> dict[str, Any]:
             frame_ms=2.0,
         )
         return {**common, "backend": "trtllm", "trtllm": section}
+    if backend.startswith("remote"):
+        server = request.getfixturevalue("gateway_url" if backend == "remote-gateway" else "smg_target")
+        section = RemoteSection(
+            url=server, dialect="paceline", frame_ms=5.0,
+            protocol="openai" if backend == "remote-gateway" else "smg-trtllm",
+        )  # fmt: skip
+        words = str(tiny_model_path) if backend == "remote-gateway" else "simulated"
+        return {**common, "backend": "remote", "model_path": words, "remote": section}
     if backend == "simulated":
         # Steps of some 10 microseconds: the order of events is the same, the waiting is not.
         return {**common, "backend": "simulated", "simulated": SimulatedSection(time_scale=0.001)}
     return {**common, "model_path": str(tiny_model_path) if backend == "tiny" else ""}
+
+
+@pytest.fixture(scope="session")
+def gateway_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The project's own front door, before the whole line and a real engine with the tiny model."""
+    stack = StackProcess(
+        tmp_path_factory.mktemp("line"), "up.engines=1", "executor.context_tokens=1024"
+    ).start()
+    yield f"http://{stack.gateway}"
+    stack.stop()
+
+
+@pytest.fixture
+async def smg_target() -> AsyncIterator[str]:
+    """A server on the stubs of smg-grpc-proto, with an emulated engine behind it."""
+    if importlib.util.find_spec("smg_grpc_proto") is None:
+        pytest.skip("NOT TESTED: the package smg-grpc-proto is not installed")
+    async with smg_server() as target:
+        yield target
 
 
 @pytest.fixture

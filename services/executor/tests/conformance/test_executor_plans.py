@@ -21,6 +21,7 @@ async def test_nothing_runs_without_a_plan(peer: Peer) -> None:
     assert 1 in peer.accepted
 
 
+@pytest.mark.needs("steps")
 async def test_the_order_is_kept_and_free_places_are_filled(peer: Peer) -> None:
     keys = [5, 3, 8, 1, 7, 2, 6, 4]
     await peer.send(adds=[new_attempt(key, f"prompt {key}", max_tokens=12) for key in sorted(keys)])
@@ -35,6 +36,7 @@ async def test_the_order_is_kept_and_free_places_are_filled(peer: Peer) -> None:
     assert batches.count(2) >= len(batches) * 0.7, "freed places are filled at once"
 
 
+@pytest.mark.needs("steps")
 async def test_the_engines_own_batch_limit_holds(start: Start, connect: Connect) -> None:
     peer = await connect(await start(max_batch=3))
     await peer.run(*(new_attempt(key, f"prompt {key}") for key in range(1, 8)))
@@ -89,6 +91,7 @@ async def test_pause_keeps_kv_and_the_answer(peer: Peer, prompt: str) -> None:
     assert not any(step.prefill_tokens for step in peer.steps), "nothing was computed again"
 
 
+@pytest.mark.needs("resume_equal")
 async def test_evict_drops_kv_and_keeps_the_answer(peer: Peer, prompt: str) -> None:
     await peer.run(new_attempt(1, prompt, max_tokens=40))
     await peer.add(2, prompt, max_tokens=40)
@@ -143,6 +146,7 @@ async def test_prefill_keeps_to_the_budget(peer: Peer, prompt: str) -> None:
         assert all(context % chunk == 0 for context in step.prefill_context_tokens), "chunks are aligned"
 
 
+@pytest.mark.needs("steps")
 async def test_steps_say_what_they_did(peer: Peer, prompt: str) -> None:
     await peer.run(*(new_attempt(key, prompt, max_tokens=10) for key in (1, 2)))
     numbers = [step.step for step in peer.steps]

@@ -118,7 +118,8 @@ async def test_a_broken_stream_loses_nothing(
     assert live[1].spec.cache_salt == "salt"
     assert live[1].prompt_ids == first.accepted[1].prompt_ids
     assert (live[1].output_tokens, live[2].output_tokens, live[3].output_tokens) == (12, 7, 0)
-    assert live[1].kv_tokens >= 12
+    if "steps" in abilities:
+        assert live[1].kv_tokens >= 12
     assert live[1].state == live[2].state == attempt_pb2.REQUEST_STATE_PAUSED
     assert live[3].state == attempt_pb2.REQUEST_STATE_QUEUED
     assert live[9].state == attempt_pb2.REQUEST_STATE_FINISHED

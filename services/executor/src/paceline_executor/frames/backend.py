@@ -27,7 +27,11 @@ class LegRefused(Exception):
 
 
 class LegFailed(Exception):
-    """The engine gave a request up while it ran; it may go on elsewhere, or here again."""
+    """The engine gave a request up while it ran; it goes on as a new one unless that is `final`."""
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class BackendGone(Exception):

@@ -380,7 +380,7 @@ class FrameLoop:
             raise LegFailed("the stream ended without an end")
         except LegFailed as error:
             with self._lock:
-                self._leg_failed(state, str(error))
+                self._leg_failed(state, str(error), final=error.final)
 
     def _take(self, state: LegState, item: LegItem) -> None:
         attempt = state.attempt
@@ -425,7 +425,7 @@ class FrameLoop:
             self._reporter.moved(attempt)
         self.touch()
 
-    def _leg_failed(self, state: LegState, message: str) -> None:
+    def _leg_failed(self, state: LegState, message: str, *, final: bool) -> None:
         """A request broke off in the engine: it goes on as a new one, a few times."""
         attempt = state.attempt
         self.legs.pop(attempt.key, None)
@@ -438,8 +438,9 @@ class FrameLoop:
                 self._bury(attempt, attempt.reason)
             elif attempt.cancelled:
                 self._bury(attempt, EndReason.CANCELLED)
-            elif self._failures[attempt.key] >= _MAX_LEG_FAILURES:
-                self._bury(attempt, EndReason.FAILED, "ENGINE_ERROR", message, retryable=True)
+            elif final or self._failures[attempt.key] >= _MAX_LEG_FAILURES:
+                reason = "ENGINE_REFUSED" if final else "ENGINE_ERROR"
+                self._bury(attempt, EndReason.FAILED, reason, message, retryable=not final)
             else:
                 self._set_state(attempt, AttemptState.EVICTED)
         self.touch()
