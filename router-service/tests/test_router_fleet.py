@@ -116,7 +116,6 @@ async def test_an_engine_without_reports_is_left_out(line, spec):
     await line.engine("e0")
     router = await line.router(leave_out_after_ms=200.0)
     engine = router.app.fleet.get("e0")
-    router.app.fleet._set(engine, "load_at_ms", 0.0)
     view = router.app.fleet.view(1e12)
     assert view.stale.all()
     placed = router.app.dispatcher._placer.decide

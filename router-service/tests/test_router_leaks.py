@@ -49,9 +49,10 @@ async def test_300_mixed_requests_with_random_cancels_leave_nothing(line, spec):
     await line.until(lambda: not any(line.executors[n].engine.live_table() for n in ("e0", "e1")))
     assert not app.ledger.attempts
     assert not app.dispatcher.waiting
+    assert not len(app.fleet.table.in_flight)
+    assert not len(app.fleet.table.residents)
     for engine in app.fleet:
         assert not engine.attempts
-        assert not engine.in_flight
     assert not app.durability._pumps
     await line.until(lambda: not app.readers._detached)
     assert all(not r.outlets for r in app.ledger.all())

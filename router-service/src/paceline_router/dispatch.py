@@ -13,7 +13,7 @@ from paceline_router.durability import Durability
 from paceline_router.engine import Engine
 from paceline_router.fleet import Fleet
 from paceline_router.ledger import Ledger
-from paceline_router.placement import Placed, Placer
+from paceline_router.placement import Placed, Placer, cache_salt
 from paceline_router.request import LiveRequest
 from paceline_router.slo_wire import to_wire
 from paceline_router.states import State
@@ -115,9 +115,7 @@ class Dispatcher:
         if placed.placement.predicted_ms > 0:
             request.predicted_e2e_ms = now_ms - request.arrival.ms + placed.placement.predicted_ms
         self._ledger.attempts[attempt.key] = attempt
-        prefill = request.prompt_tokens + request.output.count
-        remaining = max(placed.mean_tokens - request.output.count, 1.0)
-        self._fleet.placed(engine, attempt, prefill, remaining)
+        self._fleet.placed(engine, attempt, placed.view)
         request.move_to(State.PLACED)
         request.note(now_ms, "placed", f"{engine.engine_id}: {why}, {placed.explained.reason}")
         self._durability.attempt(attempt)
@@ -178,8 +176,3 @@ class Dispatcher:
             isolate_until_index=request.isolate_until,
             budget_ms=request.budget_ms,
         )
-
-
-def cache_salt(request: LiveRequest) -> str:
-    """Prefixes are shared within a tenant and a salt."""
-    return f"{request.tenant}/{request.spec.cache_salt}" if request.tenant or request.spec.cache_salt else ""

@@ -1,7 +1,6 @@
 """One engine of the fleet, over all its incarnations."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.common.v1 import engine_pb2
@@ -12,23 +11,13 @@ if TYPE_CHECKING:
     from paceline_router.scheduler_link import SchedulerLink
 
 
-@dataclass(slots=True)
-class Pending:
-    """One placement that the engine's load report cannot know yet. `seen`: the engine has answered for it."""
-
-    prefill_tokens: float
-    output_tokens: float
-    seen: bool = False
-
-
 class Engine:
     """What the router knows of an engine.
 
     `up`: its scheduler's session is open and names an incarnation; `down_ms`: since when it is not. `draining`:
     taken out of placement by an operator, and from `move_at_ms` on its requests are moved; `scheduler_draining`:
-    by its scheduler. `attempts` are the router's own on the present incarnation, by key; `in_flight` is the part of
-    them that no load report covers (`Pending`); `idle` is set while there are no attempts. `row` is its place in
-    the fleet's arrays.
+    by its scheduler. `attempts` are the router's own on the present incarnation, by key; `idle` is set while there are
+    none. `row` is its place in the fleet's table.
     """
 
     def __init__(self, engine_id: str, row: int, link: "SchedulerLink") -> None:
@@ -47,7 +36,6 @@ class Engine:
         self.load = scheduler_pb2.Load()
         self.load_at_ms = 0.0
         self.attempts: dict[int, Attempt] = {}
-        self.in_flight: dict[int, Pending] = {}
         self.lost_attempts = 0
         self.idle = asyncio.Event()
         self.idle.set()

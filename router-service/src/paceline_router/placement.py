@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from paceline_core import lengths
+from paceline_core.placement.demand import DemandWindow
+from paceline_core.placement.margin import Margin
 from paceline_core.placement.policy import Placement
+from paceline_core.placement.prices import reprice
 from paceline_core.placement.registry import make_policy
 from paceline_core.placement.view import RequestView
+from paceline_core.prefix import prefix_hashes
 from paceline_router.attempt import Explained
 from paceline_router.clock import Clock
 from paceline_router.engine import Engine
@@ -19,17 +23,18 @@ from paceline_router.request import LiveRequest
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import PLACE_DURATION, PLACEMENTS
 
+_REPRICE_MS = 1000.0
 _UNKNOWN_LENGTH = lengths.cdf_from_probabilities(np.full(lengths.K, 1.0 / lengths.K))[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The engine to go to, None when there is none, why, and the output tokens expected in all."""
+    """The engine to go to, None when there is none, why, and the request as the policy saw it."""
 
     engine: Engine | None
     placement: Placement
     explained: Explained
-    mean_tokens: float
+    view: RequestView
 
 
 class Placer:
@@ -43,6 +48,9 @@ class Placer:
         self._policy = make_policy(policy, params)
         self._instruments = instruments
         self._clock = clock
+        self._priced = isinstance(self._policy, Margin)
+        self._demand = DemandWindow()
+        self._priced_ms = float("-inf")
 
     @property
     def policy(self) -> str:
@@ -57,18 +65,25 @@ class Placer:
         """The engine for a request in numbers."""
         started = time.perf_counter()
         now_ms = self._clock.now_ms()
-        fleet = self._fleet.view(now_ms)
+        table = self._fleet.table
+        if self._priced:
+            self._demand.add(view, now_ms)
+            if now_ms - self._priced_ms >= _REPRICE_MS:
+                self._priced_ms = now_ms
+                table.prices = reprice(table.prices, table.view(now_ms), self._demand.demand(now_ms))
+        fleet = table.view(now_ms)
         placement = self._policy.place(view, fleet, now_ms)
         engine = self._fleet.at(placement.engine) if placement.found else None
         explained = Explained.of(self.policy, placement, fleet.engine_ids)
         self._instruments.record(PLACE_DURATION, time.perf_counter() - started, policy=self.policy)
         if engine is not None:
             self._instruments.add(PLACEMENTS, policy=self.policy, engine=engine.engine_id)
-        return Placed(engine, placement, explained, view.mean_tokens)
+        return Placed(engine, placement, explained, view)
 
     def view_of(self, request: LiveRequest) -> RequestView:
         """A live request in numbers. The engine that is to lose it is left out as a whole while it drains."""
         estimate = request.latest_estimate
+        hashes = prefix_hashes(request.text, cache_salt(request).encode())
         return RequestView(
             model=request.spec.model,
             prompt_tokens=request.prompt_tokens,
@@ -78,5 +93,14 @@ class Placer:
             elapsed_ms=self._clock.now_ms() - request.arrival.ms,
             replayed_tokens=request.output.count,
             excluded=request.excluded,
+            prefix_hashes=hashes,
             tenant=request.tenant,
+            request_id=request.request_id,
+            budget_ms=request.budget_ms or float("inf"),
+            cached_tokens=self._fleet.table.cached_tokens(hashes, request.prompt_tokens),
         )
+
+
+def cache_salt(request: LiveRequest) -> str:
+    """Prefixes are shared within a tenant and a salt."""
+    return f"{request.tenant}/{request.spec.cache_salt}" if request.tenant or request.spec.cache_salt else ""

@@ -9,7 +9,7 @@ from paceline_core import lengths
 from paceline_core.placement.view import Floats, RequestView
 
 WINDOW_MS: Final = 30_000.0
-CLASSES: Final = 48
+CLASSES: Final = 32
 _LEAST_MS: Final = 1000.0
 """A window that has only begun counts as this long."""
 

@@ -258,10 +258,10 @@ class FleetTable:
         self._turn_minute(now_ms)
         self._data[_PLACE["minute_tokens"], placed.row] += placed.prompt_tokens + output_tokens
 
-    def cached_tokens(self, request: RequestView) -> Floats | None:
+    def cached_tokens(self, prefix_hashes: Sequence[int], prompt_tokens: int) -> Floats | None:
         """float64[E]: leading prompt tokens that each engine is thought to have; None when none has any."""
-        blocks = self.prefixes.blocks(request.prefix_hashes, len(self._ids))
-        return None if blocks is None else np.minimum(blocks * _BLOCK_TOKENS, float(request.prompt_tokens))
+        blocks = self.prefixes.blocks(prefix_hashes, len(self._ids))
+        return None if blocks is None else np.minimum(blocks * _BLOCK_TOKENS, float(prompt_tokens))
 
     # -- what policies read --------------------------------------------------------------------------------------
 

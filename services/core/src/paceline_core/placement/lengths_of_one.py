@@ -26,9 +26,9 @@ def mean(cdf: FloatArray, generated: int, max_tokens: int) -> float:
     share = (out - _LOWER[first]) / (_UPPER[first] - _LOWER[first])
     here = before_first + share * (float(alive[first]) - before_first)
     if here <= 1e-12:
-        return generated + 1.0
+        return float(generated + 1)
     if first == last:
-        return generated + _sum(here, float(alive[first]), out, limit, _UPPER[first]) / here
+        return float(generated + _sum(here, float(alive[first]), out, limit, _UPPER[first]) / here)
     total = _sum(here, float(alive[first]), out, _UPPER[first], _UPPER[first])
     total += _sum(before_last, float(alive[last]), _LOWER[last], limit, _UPPER[last])
     if last - first > 1:

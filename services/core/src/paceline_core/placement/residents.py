@@ -13,7 +13,7 @@ from paceline_core.slo import SloClass
 Ints = NDArray[np.int64]
 
 _FLOATS: Final = ("arrival_ms", "placed_ms", "due_ms", "ttft_ms", "tbt_ms", "first_mean")
-_INTS: Final = ("key", "engine", "prompt_tokens", "generated", "max_tokens", "moves", "checked")
+_INTS: Final = ("engine", "prompt_tokens", "generated", "max_tokens", "moves", "checked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Residents:
     Instants are on the caller's monotonic clock. The arrays are the caller's own, valid until its next change.
     """
 
-    key: Ints
+    key: NDArray[np.uint64]
     """Attempt key."""
     engine: Ints
     """Row of the engine in the fleet; -1: not in use."""
@@ -72,6 +72,7 @@ class ResidentTable:
         self._floats: dict[str, Floats] = {name: np.zeros(rows) for name in _FLOATS}
         self._ints: dict[str, Ints] = {name: np.zeros(rows, dtype=np.int64) for name in _INTS}
         self._ints["engine"][:] = -1
+        self._keys: NDArray[np.uint64] = np.zeros(rows, dtype=np.uint64)
         self._lengths = LengthEstimates(rows)
         self._by_engine: Ints = np.zeros((8, 16), dtype=np.int64)
         self._count: Ints = np.zeros(8, dtype=np.int64)
@@ -92,7 +93,7 @@ class ResidentTable:
         slo, ints, floats = request.slo, self._ints, self._floats
         arrival_ms = now_ms - request.elapsed_ms
         latency = slo.slo_class is SloClass.LATENCY
-        ints["key"][row] = key
+        self._keys[row] = key
         ints["engine"][row] = engine
         ints["prompt_tokens"][row] = request.prompt_tokens
         ints["generated"][row] = ints["checked"][row] = request.replayed_tokens
@@ -149,7 +150,7 @@ class ResidentTable:
         """The table as policies see it, for a fleet of `engines`."""
         if engines > len(self._count):
             self._reserve_engine(engines - 1)
-        columns: dict[str, Any] = {**self._ints, **self._floats}
+        columns: dict[str, Any] = {"key": self._keys, **self._ints, **self._floats}
         return Residents(
             **columns,
             lengths=self._lengths,
@@ -183,5 +184,6 @@ class ResidentTable:
         self._ints = {name: np.concatenate([c, np.zeros_like(c)]) for name, c in self._ints.items()}
         self._ints["engine"][have:] = -1
         self._place = np.concatenate([self._place, np.zeros_like(self._place)])
+        self._keys = np.concatenate([self._keys, np.zeros_like(self._keys)])
         self._lengths.grow(2 * have)
         self._free = list(range(2 * have - 1, have - 1, -1))
