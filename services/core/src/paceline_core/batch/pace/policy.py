@@ -14,7 +14,7 @@ from paceline_core.batch.pace.needs import Pace as Speed
 from paceline_core.batch.pace.shape import choose_head, prefill_budget
 from paceline_core.batch.pace.triage import lost, shed
 from paceline_core.batch.pace.urgency import Place, laxity_ms, places
-from paceline_core.batch.plan import UNTIL_EVENT, BatchPlan, PlanReason
+from paceline_core.batch.plan import STEP_SLACK, UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
 
@@ -102,7 +102,7 @@ class Pace:
         )
         backlog = float(view.prefill_left()[rows].sum())
         budget = min(backlog, self.usual_chunks * max(1, view.capacity.prefill_chunk_tokens))
-        hold_ms = (steps + 1) * (speed.step_ms + budget * speed.prefill_token_ms)
+        hold_ms = STEP_SLACK * (steps + 1) * (speed.step_ms + budget * speed.prefill_token_ms)
         place = places(needs, laxity, admitted, hopeless, first_ms, hold_ms)
         by_time = (place == Place.DUE) | (place == Place.AHEAD)
         score = np.where(by_time, laxity, -density)
@@ -192,9 +192,11 @@ def _demand(needs: Needs, speed: Speed, deviation: FloatArray) -> Demand:
     count = len(needs.row)
     slot = speed.slot_ms
     others = np.maximum(needs.tokens - 1.0, 0.0)
-    last_ms = needs.next_ms + others * needs.tbt_ms
-    half_ms = needs.next_ms + others * needs.tbt_ms / 2
+    first_ms = np.maximum(needs.next_ms, needs.prefill_ms + speed.step_ms)
+    last_ms = first_ms + others * needs.tbt_ms
+    half_ms = first_ms + others * needs.tbt_ms / 2
     none = np.zeros(count)
+    last_call_ms = needs.end_ms - needs.rest_tokens * speed.step_ms
     timed = needs.stream | needs.bounded
     first = np.where(needs.stream, needs.prefill_ms + slot, np.where(needs.bounded, needs.cost_ms, 0.0))
     second = np.where(needs.stream, others * slot / 2, none)
@@ -203,7 +205,7 @@ def _demand(needs: Needs, speed: Speed, deviation: FloatArray) -> Demand:
     return Demand(
         due_ms=np.concatenate(
             [
-                np.where(needs.stream, needs.next_ms, np.maximum(needs.due_ms, needs.alone_ms)),
+                np.where(needs.stream, first_ms, np.maximum(last_call_ms, needs.alone_ms)),
                 np.where(needs.stream, half_ms, needs.end_ms),
                 np.where(needs.stream, last_ms, needs.end_ms),
             ]
