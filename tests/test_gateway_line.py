@@ -176,6 +176,7 @@ async def test_a_target_out_of_reach_ends_with_what_was_attainable(line: Line) -
             await http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 20})
         whole = await http.post("/v1/chat/completions", json=body, headers=headers)
         assert whole.status_code == 409
+        assert whole.headers["x-should-retry"] == "false"  # clients of OpenAI's ask again at a 409
         streamed = await http.post("/v1/chat/completions", json=body | {"stream": True}, headers=headers)
         assert streamed.status_code == 200  # its first words were in time
         events = [json.loads(part[6:]) for part in streamed.text.split("\n\n") if part.startswith("data: {")]

@@ -21,6 +21,9 @@ _CODES = {
     Reason.INVALID_ARGUMENT: "invalid_value",
 }
 
+# OpenAI's clients ask again at these statuses unless they are told not to: work given up would come back at once.
+_RETRIED_BY_CLIENTS = frozenset({408, 409, 429, *range(500, 600)})
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -57,6 +60,8 @@ def error_response(error: PacelineError, *, request_id: str = "") -> Response:
     if status in (429, 503) and not headers and error.retryable:
         error.retry_after_ms = _DEFAULT_RETRY_MS
         headers = http_headers(error)
+    if not error.retryable and status in _RETRIED_BY_CLIENTS:
+        headers["x-should-retry"] = "false"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.metadata.get("code") in (BODY_TOO_LARGE, BODY_TIMEOUT):
