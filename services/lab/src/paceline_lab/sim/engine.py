@@ -92,7 +92,7 @@ class SimEngine:
         self._longest_run = _LONGEST_RUN if skip and not replan_every_step else 1
         self._every_step = replan_every_step
         self._times: StepTimes = step_times(spec.profile)
-        self._fitting = Fitting(self.fitter)
+        self._fitting = Fitting(self.fitter, self._times)
         self._true = np.zeros(64, dtype=np.int64)
         self._target = np.zeros(64, dtype=np.int64)
         self._resident = np.zeros(64, dtype=bool)
@@ -227,7 +227,12 @@ class SimEngine:
         if self._observe:
             self._observe = False
             self._fitting.observe(
-                run.step_ms, len(run.decodes), run.context_tokens, run.prefill_tokens, run.products
+                run.step_ms,
+                len(run.decodes),
+                run.context_tokens,
+                run.prefill_tokens,
+                run.products,
+                len(run.prefills),
             )
         made = self._move(run, now_ms)
         ended: list[SimCall] = []
