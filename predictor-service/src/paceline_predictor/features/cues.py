@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline_predictor.features.words import HashArray, hash_of
 
@@ -208,6 +209,9 @@ class CueTable:
                 value = hash_of(phrase)
                 self._numbers.setdefault(value, number)
                 self._may_be[value >> (64 - _TABLE_BITS)] = True
+        known = sorted(self._numbers.items())
+        self._sorted = np.array([value for value, _ in known], dtype=np.uint64)
+        self._number_of = np.array([number for _, number in known], dtype=np.int64)
 
     def find(self, hashes: HashArray) -> list[tuple[int, int]]:
         """Index of each hash that is a cue, ascending, and the number of the cue."""
@@ -218,6 +222,14 @@ class CueTable:
             for at, value in zip(hits.tolist(), hashes[hits].tolist(), strict=True)
             if value in numbers
         ]
+
+    def find_many(self, hashes: HashArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `find`, in arrays: of long texts."""
+        hits = self._may_be.take((hashes >> _TABLE_SHIFT).view(np.int64)).nonzero()[0]
+        values = hashes[hits]
+        entry = np.minimum(self._sorted.searchsorted(values), len(self._sorted) - 1)
+        true = self._sorted[entry] == values
+        return hits[true], self._number_of[entry[true]]
 
 
 _TABLE_BITS: Final = 14

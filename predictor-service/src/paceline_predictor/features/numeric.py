@@ -5,6 +5,8 @@ from bisect import bisect_right
 from math import log1p
 from typing import Final
 
+import numpy as np
+
 from paceline_predictor.features import cues, progress
 from paceline_predictor.features.words import Words
 from paceline_predictor.model import LengthQuestion
@@ -51,6 +53,8 @@ _PROMPT_AT: Final = len(_DECLARED) + len(_FORM)
 _OUTPUT_AT: Final = len(NUMERIC) - len(cues.OUTPUT_CUES)
 _ASKED_AT: Final = NUMERIC.index("log_tokens_asked")
 _MOST_NUMBERS: Final = 4
+_MANY_WORDS: Final = 600
+"""From so many words on, cues that are told again and again are sorted out before they are looked at one by one."""
 _OUTPUT: Final = 2
 """Place of the output among the texts of a question."""
 _MOST_COUNTED: Final = 1 << 24
@@ -110,7 +114,7 @@ def add_cues(rows: list[list[float]], found: Words, bounds: list[int], joint: by
     """
     words, forms = found.count, len(cues.PROMPT_CUES)
     numbers_of: dict[int, int] = {}
-    for at, cue in cues.PROMPT_TABLE.find(found.hashes):
+    for at, cue in _cues(cues.PROMPT_TABLE, forms, found):
         word = at if at < words else at - words
         row, part = divmod(bisect_right(bounds, word) - 1, 3)
         if part == _OUTPUT:
@@ -125,10 +129,24 @@ def add_cues(rows: list[list[float]], found: Words, bounds: list[int], joint: by
             rows[row][_ASKED_AT] = max(rows[row][_ASKED_AT], asked)
             rows[row][_ASKED_AT + 1] = 1.0
     if any(bounds[at + 1] > bounds[at] for at in range(_OUTPUT, len(bounds) - 1, 3)):
-        for at, cue in cues.OUTPUT_TABLE.find(found.hashes):
+        for at, cue in _cues(cues.OUTPUT_TABLE, len(cues.OUTPUT_CUES), found):
             row, part = divmod(bisect_right(bounds, at if at < words else at - words) - 1, 3)
             if part == _OUTPUT:
                 rows[row][_OUTPUT_AT + cue] = 1.0
+
+
+def _cues(table: cues.CueTable, forms: int, found: Words) -> list[tuple[int, int]]:
+    """Hashes that are cues, and the cues; in long texts each of the first `forms` once a text."""
+    if found.count < _MANY_WORDS:
+        return table.find(found.hashes)
+    at, cue = table.find_many(found.hashes)
+    text = np.searchsorted(found.bounds, np.where(at < found.count, at, at - found.count), side="right")
+    form = cue < forms
+    last = np.full((len(found.bounds) + 1, forms), -1)
+    last[text[form], cue[form]] = at[form]
+    told = last >= 0
+    once = zip(last[told].tolist(), told.nonzero()[1].tolist(), strict=True)
+    return [*once, *zip(at[~form].tolist(), cue[~form].tolist(), strict=True)]
 
 
 def _count(value: int) -> float:
