@@ -24,7 +24,8 @@ from paceline_lab.live.session_client import SessionClient
 from paceline_lab.prompts.model import Message
 
 SIMULATED = ("executor.backend=simulated", "executor.simulated.time_scale=0.05")
-LIMIT_S = 60.0
+LIMIT_S = 180.0
+"""Of what takes seconds on a quiet machine: a process takes seconds of CPU time to begin, and may get little of it."""
 
 
 async def ask(client: Client, request_id: str, slo: Slo | None = None) -> CallResult:
@@ -79,12 +80,12 @@ async def test_private_stack_answers_survives_a_kill_and_leaves_nothing() -> Non
             killed, reborn = await killed_and_back(stack, "scheduler-sim-0")
             again = await ask(grpc_client, "e2e-3")
             assert (again.error, again.answer) == ("", over_grpc.answer)
-            for _ in range(200):
-                report = await _gather(Target(at.router, at.gateway, stack.supervisor.snapshot()))
-                if report["healthy"] and all(e["state"] == "up" for e in report["fleet"]["engines"]):
-                    break
-                await asyncio.sleep(0.05)
-            assert report["healthy"]
+            async with asyncio.timeout(LIMIT_S):
+                while True:
+                    report = await _gather(Target(at.router, at.gateway, stack.supervisor.snapshot()))
+                    if report["healthy"] and all(e["state"] == "up" for e in report["fleet"]["engines"]):
+                        break
+                    await asyncio.sleep(0.05)
             assert {engine["engine_id"] for engine in report["fleet"]["engines"]} == {"sim-0", "sim-1"}
             assert sum(row["restarts"] for row in report["services"]) == 1
         folder = stack.state_dir
