@@ -257,13 +257,11 @@ def test_fluid_bounds_the_optimum_and_the_optimum_bounds_schedules(seed: int) ->
         assert all(high >= low - SLACK for high, low in zip(best, found, strict=True)), (best, found)
 
 
-@pytest.mark.parametrize(
-    ("seed", "profile"), [(1, "a100-80-8b"), (2, "l4-8b"), (3, "cpu-smollm2"), (4, "h100-8b")]
-)
+@pytest.mark.parametrize(("seed", "profile"), [(1, "a100-80-8b"), (2, "l4-8b"), (3, "cpu-smollm2")])
 def test_no_schedule_with_true_step_times_beats_the_fluid_bound(seed: int, profile: str) -> None:
     slow = {"l4-8b": 0.3, "cpu-smollm2": 0.2}.get(profile, 1.0)
     jobs = make_workload(
-        "jitserve-mix", rate_per_s=4 * slow, duration_s=4 / slow, seed=seed, slo_scale=0.3 / slow**0.7
+        "jitserve-mix", rate_per_s=4 * slow, duration_s=3 / slow, seed=seed, slo_scale=0.3 / slow**0.7
     ).jobs
     group = EngineGroup(load_profile(profile), 1, 8, 128)
     bound = fluid_bound(workload(jobs), [group], max_buckets=12)
@@ -283,7 +281,7 @@ def test_the_bound_is_the_whole_trace_when_nothing_is_scarce_and_follows_capacit
     idle = fluid_bound(trace, [group])
     assert idle.requests == idle.reachable == idle.jobs == len(trace.jobs)
     assert idle.tokens_1_1 == pytest.approx(sum(job.prompt_tokens + job.output_tokens for job in trace.jobs))
-    busy = make_workload("jitserve-mix", rate_per_s=8, duration_s=10, seed=1, mix={"deadline": 1})
+    busy = make_workload("jitserve-mix", rate_per_s=8, duration_s=6, seed=1, mix={"deadline": 1})
     small = EngineGroup(load_profile("a100-80-8b"), 1, 4, 128)
     one = fluid_bound(busy, [small])
     two = fluid_bound(busy, [replace(small, count=2)])
@@ -295,10 +293,10 @@ def test_the_bound_is_the_whole_trace_when_nothing_is_scarce_and_follows_capacit
     span_ms = max(job.arrival_ms + job.slo.e2e_ms for job in busy.jobs)
     outputs = (one.tokens_1_8 - one.tokens_1_1) / 7
     assert outputs <= 4 * (span_ms + one.bucket_ms) / step_ms * 1.05
-    half = fluid_bound(busy, [small], begin_ms=0, end_ms=5_000)
+    half = fluid_bound(busy, [small], begin_ms=0, end_ms=3_000)
     assert half.jobs < one.jobs
     assert half.requests <= one.requests
-    cut = fluid_bound(busy, [small], stop_ms=8_000)
+    cut = fluid_bound(busy, [small], stop_ms=6_000)
     assert cut.requests < one.requests
 
 
