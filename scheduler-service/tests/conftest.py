@@ -16,7 +16,8 @@ from paceline_runtime.channel import channel
 from paceline_scheduler.app import SchedulerApp
 from paceline_scheduler.config import SchedulerConfig
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
+"""Longest wait for what takes milliseconds: a machine that is busy with others gives little CPU time."""
 
 
 class RouterEnd:
