@@ -91,6 +91,7 @@ async def test_drain_waits_for_what_runs(executor: ExecutorApp, connect: Connect
     assert answer.cancelled == 0
 
 
+@pytest.mark.needs("many")
 async def test_nothing_is_left_of_many_mixed_attempts(start: Start, connect: Connect, prompt: str) -> None:
     """200 attempts of all kinds, cancelled at random, on an engine with few slots and changing plans."""
     app = await start(max_batch=4, max_resident=6)

@@ -203,6 +203,7 @@ async def replayed(app: ExecutorApp, peer: Peer, prompt: str, endpoint: str) -> 
     assert peer.output(1) == peer.output(9)[10:]
 
 
+@pytest.mark.needs("resume_equal")
 @pytest.mark.parametrize("reason", BAD_STATES)
 async def test_a_bad_state_is_counted_and_replayed(
     executor: ExecutorApp, peer: Peer, prompt: str, serve_fake: Any, reason: str
@@ -211,6 +212,7 @@ async def test_a_bad_state_is_counted_and_replayed(
     assert executor.counters[f"replayed:{reason}"] == 1
 
 
+@pytest.mark.needs("resume_equal")
 async def test_bytes_that_are_no_state_are_replayed(
     executor: ExecutorApp, peer: Peer, prompt: str, serve_fake: Any
 ) -> None:
@@ -219,12 +221,14 @@ async def test_bytes_that_are_no_state_are_replayed(
     assert executor.counters["pulled"] == 1
 
 
+@pytest.mark.needs("resume_equal")
 async def test_a_holder_that_is_gone_is_replayed(start: Start, connect: Connect, prompt: str) -> None:
     app = await start(pull_timeout_s=2.0)
     await replayed(app, await connect(app), prompt, "127.0.0.1:1")
     assert sum(count for name, count in app.counters.items() if name.startswith("replayed:")) == 1
 
 
+@pytest.mark.needs("resume_equal")
 async def test_a_holder_that_hangs_is_given_up(
     start: Start, connect: Connect, prompt: str, serve_fake: Any
 ) -> None:

@@ -91,6 +91,7 @@ async def test_equal_seeds_draw_equal_tokens(peer: Peer, prompt: str) -> None:
     assert peer.output(1) != peer.output(3)
 
 
+@pytest.mark.needs("resume_equal")
 @pytest.mark.parametrize("out", [1, 7, 40])
 async def test_exact_replay_goes_on_with_the_same_tokens(peer: Peer, prompt: str, out: int) -> None:
     await peer.run(new_attempt(1, prompt, max_tokens=64))
@@ -121,6 +122,7 @@ async def test_replay_of_a_finished_answer_ends_at_once(peer: Peer, prompt: str)
     assert 2 not in peer.ids
 
 
+@pytest.mark.needs("resume_equal")
 async def test_awaited_ids_are_waited_for(peer: Peer, prompt: str) -> None:
     await peer.run(new_attempt(1, prompt, max_tokens=50))
     answer = peer.output(1)
@@ -151,6 +153,7 @@ async def test_final_without_ids_sets_a_waiting_attempt_going(peer: Peer, prompt
     assert peer.output(2) == peer.output(1)
 
 
+@pytest.mark.needs("resume_equal")
 async def test_forced_ids_that_are_said_again_change_nothing(peer: Peer, prompt: str) -> None:
     await peer.run(new_attempt(1, prompt, max_tokens=50))
     answer = peer.output(1)
@@ -179,6 +182,7 @@ async def test_forced_ids_that_cannot_be_fail_the_attempt(peer: Peer, prompt: st
     assert peer.ended[1].failure.reason == "FORCED_IDS_MISMATCH"
 
 
+@pytest.mark.needs("resume_equal")
 @WITH_REAL_MODEL
 async def test_the_schedule_does_not_change_an_answer(
     start: Start, connect: Connect, prompt: str, backend: str

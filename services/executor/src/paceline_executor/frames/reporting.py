@@ -95,7 +95,8 @@ class Reporter:
 
     def flush(self, kv: KvUse) -> None:
         """Put everything out."""
-        if self._fresh or self._moved or self._rows or self._deviations:
+        if self.pending:
+            # Also before ends alone: whoever reads several reports at once takes the last one's KV for what is left.
             self._outbox.put(self._report(kv))
         ends, self._ends = self._ends, []
         self._outbox.put(*ends)

@@ -71,6 +71,8 @@ async def _openai(section: RemoteSection, words: Vocabulary) -> tuple[Backend, s
     client = httpx.AsyncClient(
         base_url=section.url,
         headers={"authorization": f"Bearer {key}"} if key else {},
+        # Reading the certificates takes longer than many a request.
+        verify=section.url.startswith("https:"),
         timeout=httpx.Timeout(section.read_timeout_s, connect=section.connect_timeout_s),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
     )
