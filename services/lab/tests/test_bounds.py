@@ -316,6 +316,17 @@ def test_a_job_out_of_reach_is_not_in_the_bound() -> None:
     assert fluid_bound(workload([effort]), [EngineGroup(profile, 1, 8, 512)]).requests == 0
 
 
+def test_a_stream_whose_start_is_late_may_still_catch_up() -> None:
+    """Its first tokens are out of reach on an idle engine, the later ones are not."""
+    group = EngineGroup(load_profile("a100-80-8b"), 1, 4, 1 << 17)
+    slo = Slo(SloClass.LATENCY, ttft_ms=2000.0, tbt_ms=100.0)
+    jobs = [Job(1, "a", "t", slo, 0.0, (Call(0, (), 40_000, 400, 0.0),))]
+    bound = fluid_bound(workload(jobs), [group])
+    found = run(jobs, step_times(group.profile), 4, 1 << 17, fcfs)
+    assert 300 < found[0] <= bound.tokens_1_1 < 400
+    assert bound.requests == 0
+
+
 def test_engines_that_are_alike_are_one_group() -> None:
     a100, h100 = load_profile("a100-80-8b"), load_profile("h100-8b")
     groups = grouped([(a100, 32, 128), (h100, 32, 128), (a100, 32, 128), (a100, 16, 128)])

@@ -35,6 +35,8 @@ class Demand:
     """Latency class: the prompt counts when the first token is out by then; 0 for the other classes."""
     tbt_ms: float
     """Latency class: time between due times of tokens."""
+    last_index: int
+    """Latency class: the last token that can count, from 0."""
     complete: bool
     """True when all of it may count, so that the request is attained."""
 
@@ -101,6 +103,7 @@ def demand_of(
         output_tokens=job.output_tokens,
         first_ms=0.0,
         tbt_ms=0.0,
+        last_index=0,
         complete=True,
     )
 
@@ -144,5 +147,6 @@ def _stream(
         output_tokens=count,
         first_ms=job.arrival_ms + slo.ttft_ms,
         tbt_ms=slo.tbt_ms,
+        last_index=last,
         complete=count == call.output_tokens,
     )

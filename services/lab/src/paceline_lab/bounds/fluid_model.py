@@ -125,7 +125,8 @@ class FluidModel:
             np.ceil((self._starts_ms[late] - first_ms[of]) / tbt_ms[of] - 1e-9) - 1
         )  # indices 1.. due before it
         rows = self._program.add_rows(np.zeros(len(late)))
-        put(rows, self._z[of], -np.clip(self._output[of] - 1 - past, 0.0, self._decode[of]))
+        left = _column(demands, "last_index")[of] - past
+        put(rows, self._z[of], -np.clip(left, 0.0, self._decode[of]))
         last = np.searchsorted(self._job, of, side="right")
         spans = last - late
         suffix_row = np.repeat(rows, spans)
