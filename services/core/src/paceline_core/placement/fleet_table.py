@@ -6,7 +6,7 @@ Reports and placements fold into columns as they come, so that a view costs the 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from paceline_core.headroom import HORIZONS_MS
 from paceline_core.placement.black_box import FACTOR, BlackBoxTimes
 from paceline_core.placement.in_flight import COLUMNS as IN_FLIGHT_COLUMNS
 from paceline_core.placement.in_flight import InFlightLedger
+from paceline_core.placement.joining import Joining, joining
 from paceline_core.placement.prefix_index import PrefixIndex
 from paceline_core.placement.prices import Prices
 from paceline_core.placement.residents import ResidentTable
@@ -107,6 +108,9 @@ class FleetTable:
         self._progress_ms: dict[int, float] = {}
         self._pool_tokens = 256.0
         self._minute = -1
+        self._changed: set[int] = set()
+        self._joining: Floats = np.zeros((3, 8))
+        self._template: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -118,6 +122,7 @@ class FleetTable:
         row = len(self._ids)
         if row == self._data.shape[1]:
             self._data = np.concatenate([self._data, np.zeros_like(self._data)], axis=1)
+            self._joining = np.concatenate([self._joining, np.zeros_like(self._joining)], axis=1)
             self._up = np.concatenate([self._up, np.zeros_like(self._up)])
             self._draining = np.concatenate([self._draining, np.zeros_like(self._draining)])
             self._curves = np.concatenate([self._curves, np.full_like(self._curves, np.nan)], axis=1)
@@ -140,10 +145,12 @@ class FleetTable:
         self._data[_PLACE["load_at_ms"], row] = now_ms
         self._data[_PLACE["observed_slowdown"], row] = 1.0
         self._progress_ms[row] = now_ms
+        self._changed.add(row)
         self._up[row] = True
 
     def went_down(self, row: int) -> None:
         """Its session or its incarnation is gone, with all load."""
+        self._changed.add(row)
         self._up[row] = False
         for name in LOAD_COLUMNS:
             self._data[_PLACE[name], row] = 0.0
@@ -161,6 +168,7 @@ class FleetTable:
             coefficients = {name: getattr(coefficients, name) for name in COST_COLUMNS}
         for name, value in coefficients.items():
             self._data[_PLACE[name], row] = value
+        self._changed.add(row)
 
     def report(
         self,
@@ -175,9 +183,12 @@ class FleetTable:
         for name, value in load.items():
             column[_PLACE[name]] = value
         column[_PLACE["load_at_ms"]] = now_ms
+        self._changed.add(row)
         if headroom is not None:
             self._curves[:, row] = headroom
-            self._has_curves = True
+            if not self._has_curves:
+                self._has_curves = True
+                self._template = {}
         self.in_flight.reported(self._data[_IN_FLIGHT], row)
         if not (column[_PLACE["queued"]] or column[_PLACE["running"]] or column[_PLACE["pending_requests"]]):
             self.black_box.idle(row)
@@ -194,6 +205,7 @@ class FleetTable:
         )
         self._placed[key] = _Placed(row, now_ms, prefill, alone, request.prompt_tokens)
         self.in_flight.add(self._data[_IN_FLIGHT], key, row, prefill, request.remaining_tokens)
+        self._changed.add(row)
         if self.residents is not None:
             self.residents.add(key, row, request, now_ms, moves)
         if request.prefix_hashes:
@@ -215,6 +227,7 @@ class FleetTable:
                     writers += 1
             if count > 0 and key not in self._first_ms:
                 self.first_token(key, now_ms)
+        self._changed.add(row)
         since_ms = now_ms - self._progress_ms.get(row, now_ms)
         self._progress_ms[row] = now_ms
         if writers and 0.0 < since_ms <= _LONGEST_GAP_MS:
@@ -250,7 +263,10 @@ class FleetTable:
         self.in_flight.drop(self._data[_IN_FLIGHT], key)
         if self.residents is not None:
             self.residents.remove(key)
-        if placed is None or output_tokens <= 0:
+        if placed is None:
+            return
+        self._changed.add(placed.row)
+        if output_tokens <= 0:
             return
         if first_ms is not None:
             self.black_box.tokens(placed.row, output_tokens - 1, now_ms - first_ms)
@@ -268,32 +284,66 @@ class FleetTable:
     def view(self, now_ms: float) -> FleetView:
         """The fleet now. The arrays are the table's own: valid until its next change, not to be written."""
         self._turn_minute(now_ms)
+        self._rejoin()
+        if not self._template:
+            self._template = self._columns()
+        fixed, prices = self._template, self.prices
         count = len(self._ids)
-        data = self._data[:, :count]
-        age_ms = now_ms - data[_PLACE["load_at_ms"]]
-        np.maximum(age_ms, 0.0, out=age_ms)
-        headroom = None
-        if self._has_curves:
-            decode, prefill, kv = self._curves[:, :count]
-            headroom = Headroom(HORIZONS_MS, decode, prefill, kv)
-        prices = self.prices
-        return FleetView(
-            engine_ids=self._roster.engine_ids,
-            incarnations=self._roster.incarnations,
-            models=self._roster.models,
-            kept_roster=self._roster,
-            up=self._up[:count],
-            draining=self._draining[:count],
+        age_ms = np.maximum(now_ms - self._data[_PLACE["load_at_ms"], :count], 0.0)
+        # A dataclass of so many fields is made field by field, frozen or not: a copy of the last one is much cheaper.
+        view: FleetView = object.__new__(FleetView)
+        view.__dict__.update(
+            fixed,
             stale=age_ms > self._leave_out_after_ms,
             load_age_ms=age_ms,
-            costs=StepCosts(*data[_COSTS]),
-            **{name: data[place] for name, place in _VIEWED},
-            headroom=headroom,
-            black_box=self.black_box.view(count),
             pool_output_tokens=self._pool_tokens,
             residents=None if self.residents is None else self.residents.view(count),
             prices=prices if prices is None or len(prices.per_ms) == count else None,
         )
+        return view
+
+    def _columns(self) -> dict[str, Any]:
+        """The fields of a view that are the same arrays until the fleet grows."""
+        count = len(self._ids)
+        data = self._data[:, :count]
+        headroom = None
+        if self._has_curves:
+            decode, prefill, kv = self._curves[:, :count]
+            headroom = Headroom(HORIZONS_MS, decode, prefill, kv)
+        nothing = np.zeros(count)
+        view = FleetView(
+            engine_ids=self._roster.engine_ids,
+            incarnations=self._roster.incarnations,
+            models=self._roster.models,
+            kept_roster=self._roster,
+            kept_joining=Joining(*self._joining[:, :count]),
+            up=self._up[:count],
+            draining=self._draining[:count],
+            stale=nothing > 0,
+            load_age_ms=nothing,
+            costs=StepCosts(*data[_COSTS]),
+            **{name: data[place] for name, place in _VIEWED},
+            headroom=headroom,
+            black_box=self.black_box.view(count),
+        )
+        return dict(view.__dict__)
+
+    def _rejoin(self) -> None:
+        """Bring what one more request would find up to date where something changed."""
+        for row in self._changed:
+            values = self._data[:, row].tolist()
+            self._joining[:, row] = joining(
+                live=values[_QUEUED] + values[_RUNNING] + values[_PAUSED] + values[_PENDING],
+                resident=values[_RUNNING] + values[_PAUSED],
+                kv_used_tokens=values[_KV],
+                max_batch=values[_BATCH],
+                prefill_tokens=values[_QUEUED_PREFILL] + values[_PENDING_PREFILL],
+                output_tokens=values[_EXPECTED] + values[_PENDING_OUTPUT],
+                slowdown=values[_SLOWDOWN],
+                **dict(zip(_JOINING_COSTS, values[_COSTS], strict=False)),
+                d_ms=values[_D],
+            )
+        self._changed.clear()
 
     def _turn_minute(self, now_ms: float) -> None:
         minute = int(now_ms // _MINUTE_MS)
@@ -303,8 +353,13 @@ class FleetTable:
 
     def _renew(self) -> None:
         self._roster = Roster(tuple(self._ids), tuple(self._incarnations), tuple(self._models))
+        self._template = {}
 
 
+_QUEUED, _RUNNING, _PAUSED, _QUEUED_PREFILL, _EXPECTED, _KV = (_PLACE[name] for name in LOAD_COLUMNS)
+_PENDING, _PENDING_PREFILL, _PENDING_OUTPUT = (_PLACE[name] for name in IN_FLIGHT_COLUMNS)
+_BATCH, _SLOWDOWN, _D = (_PLACE[name] for name in ("max_batch", "observed_slowdown", "d_ms"))
+_JOINING_COSTS: Final = ("a_ms", "b_ms", "c_ms", "a1_ms")
 _COSTS: Final = slice(_PLACE["a_ms"], _PLACE["a_ms"] + len(COST_COLUMNS))
 _VIEWED: Final = tuple(
     (name, _PLACE[name])

@@ -38,23 +38,18 @@ def predict(
     age / `age_scale_ms`.
     """
     remaining = request.remaining_tokens if remaining_tokens is None else remaining_tokens
-    costs, slots, live = fleet.costs, fleet.slots, fleet.live_requests
-    joined = live + 1.0
-    batch = np.minimum(joined, slots)
-    resident = np.maximum(fleet.running + fleet.paused, 1.0)
-    context = fleet.kv_used_tokens / resident * (batch - 1.0) + (request.input_tokens + remaining / 2)
-    step_ms = costs.decode_ms(batch, context) * fleet.slowdown
-
-    backlog = fleet.queued_prefill_tokens + fleet.pending_prefill_tokens
-    start_ms = costs.d_ms * backlog
-    ahead = joined - slots
-    if (ahead > 0).any():
-        owed = fleet.expected_output_tokens + fleet.pending_output_tokens
-        start_ms = start_ms + np.maximum(ahead, 0.0) * (owed / np.maximum(live, 1.0)) * step_ms / slots
-    prefill_ms = costs.prefill_ms(request.uncached_tokens(len(fleet)))
+    found = fleet.joining
+    doubt = fleet.load_age_ms * (1.0 / age_scale_ms) + 1.0
+    step_ms = (found.step_ms + found.context_ms * (request.input_tokens + remaining / 2)) * doubt
+    start_ms = found.start_ms * doubt
+    prefill_ms = _prefill_ms(request, fleet) * doubt
     first_ms = start_ms + prefill_ms + step_ms
-    last_ms = first_ms + (remaining - 1.0) * step_ms
-    doubt = 1.0 + fleet.load_age_ms / age_scale_ms
-    return Prediction(
-        start_ms * doubt, prefill_ms * doubt, step_ms * doubt, first_ms * doubt, last_ms * doubt
-    )
+    return Prediction(start_ms, prefill_ms, step_ms, first_ms, first_ms + (remaining - 1.0) * step_ms)
+
+
+def _prefill_ms(request: RequestView, fleet: FleetView) -> Floats:
+    costs = fleet.costs
+    if request.cached_tokens is not None:
+        return costs.prefill_ms(request.uncached_tokens(len(fleet)))
+    tokens = request.input_tokens  # the same everywhere: a number is cheaper than a column of it
+    return np.asarray(costs.p0_ms + costs.d_ms * tokens + costs.e_ms * (tokens * tokens / 2))

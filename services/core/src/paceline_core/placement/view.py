@@ -16,6 +16,7 @@ from paceline_core.placement.roster import Roster
 from paceline_core.slo import Slo, SloClass
 
 if TYPE_CHECKING:
+    from paceline_core.placement.joining import Joining
     from paceline_core.placement.prices import Prices
     from paceline_core.placement.residents import Residents
 
@@ -129,6 +130,8 @@ class FleetView:
     """Shadow prices of the engines' time (`prices.reprice`)."""
     observed_slowdown: Floats | None = None
     """Decode steps as they are over decode steps by the model: what prefills of others in between cost."""
+    kept_joining: "Joining | None" = None
+    """What one more request would find, as the caller keeps it; None: made anew."""
     kept_roster: Roster | None = None
     """The caller's own roster of the three columns of names, with what is derived from them; None: made anew."""
 
@@ -154,6 +157,33 @@ class FleetView:
     def slots(self) -> Floats:
         """Sequences of a full batch, at least 1."""
         return np.maximum(self.max_batch, 1.0)
+
+    @cached_property
+    def joining(self) -> "Joining":
+        """What one more request would find on each engine."""
+        if self.kept_joining is not None:
+            return self.kept_joining
+        from paceline_core.placement.joining import Joining, joining
+
+        costs = self.costs
+        return Joining(
+            *joining(
+                self.live_requests,
+                self.running + self.paused,
+                self.kv_used_tokens,
+                self.max_batch,
+                self.queued_prefill_tokens + self.pending_prefill_tokens,
+                self.expected_output_tokens + self.pending_output_tokens,
+                self.slowdown,
+                costs.a_ms,
+                costs.b_ms,
+                costs.c_ms,
+                costs.a1_ms,
+                costs.d_ms,
+                np.minimum,
+                np.maximum,
+            )
+        )
 
     @cached_property
     def slowdown(self) -> Floats:
