@@ -25,7 +25,7 @@ STEP_MS = 10.0
 
 
 def scheduled(work, slots):
-    """True if unit tokens `work` ((tokens, deadline in steps), ...) can all be made: one each per step, `slots` in all."""
+    """True if all of `work` ((tokens, deadline in steps), ...) can be made, one each per step, `slots` in a step."""
 
     @functools.cache
     def can(left, step):
@@ -217,7 +217,7 @@ def test_a_tenant_that_overstates_its_urgency_pays_for_it(fair_tokens, floor, ce
     """Two tenants ask for the double of the engine; one calls everything urgent. Accounts hold it to its share."""
     engine = FakeEngine(Pace(fair_tokens=fair_tokens), slots=4)
     engine.accounts = TenantAccounts()
-    for step in range(600):
+    for step in range(900):
         if step % 25 == 0:
             engine.add(Slo(SloClass.DEADLINE, e2e_ms=1_500), 100, "loud")
             engine.add(Slo(SloClass.DEADLINE, e2e_ms=6_000), 100, "honest", prompt=5)

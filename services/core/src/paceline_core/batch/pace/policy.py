@@ -62,7 +62,7 @@ class Pace:
     """Tokens ahead of its share at which a tenant's density is halved; 0: off."""
     usual_chunks: int = 1
     """Prefill chunks of a step while the batch is full."""
-    most_chunks: int = 16
+    most_chunks: int = 2
     """Prefill chunks of a step while it is not."""
     shortlist: int = 3
     """Rows looked at closely, in batches."""
