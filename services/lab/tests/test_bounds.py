@@ -317,14 +317,14 @@ def test_a_job_out_of_reach_is_not_in_the_bound() -> None:
 
 
 def test_a_stream_whose_start_is_late_may_still_catch_up() -> None:
-    """Its first tokens are out of reach on an idle engine, the later ones are not."""
-    group = EngineGroup(load_profile("a100-80-8b"), 1, 4, 1 << 17)
-    slo = Slo(SloClass.LATENCY, ttft_ms=2000.0, tbt_ms=100.0)
-    jobs = [Job(1, "a", "t", slo, 0.0, (Call(0, (), 40_000, 400, 0.0),))]
-    bound = fluid_bound(workload(jobs), [group])
-    found = run(jobs, step_times(group.profile), 4, 1 << 17, fcfs)
-    assert 300 < found[0] <= bound.tokens_1_1 < 400
-    assert bound.requests == 0
+    """Its first hundred tokens are out of reach on an idle engine, the last forty are not."""
+    engine = SlotEngine(STEP_MS, 1, 8)
+    jobs = [stream(1, 0, 480, 140, 10, 1.5)]
+    optimum = clairvoyant(jobs, engine)
+    found = run(jobs, StepTimes(STEP_MS, 0.0, 0.0, 0.0, 0.0), 1, 8, fcfs)
+    bound = fluid_bound(workload(jobs), [slot_group(engine)])
+    assert 35 < found[0] <= optimum.tokens_1_1 <= bound.tokens_1_1 + SLACK < 45
+    assert found[2] == optimum.requests == bound.requests == 0
 
 
 def test_engines_that_are_alike_are_one_group() -> None:
