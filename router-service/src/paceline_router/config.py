@@ -59,7 +59,7 @@ class RouterConfig(ConfigModel):
     repredict_every_tokens: int = Field(default=50, ge=0)
     """Output tokens after which the length of a running request is predicted anew; 0: never."""
     placement: str = "least-predicted"
-    """Placement policy: round-robin, least-request or least-predicted."""
+    """Placement policy by name, such as least-predicted, goodserve or margin; an unknown name lists all of them."""
     placement_params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the policy."""
     max_live_requests: int = Field(default=20_000, gt=0)

@@ -105,6 +105,10 @@ def _memory_wait(
 ) -> Floats:
     """[G] Steps until the KV memory holds one more; many where it never does."""
     capacity = np.where(fleet.kv_capacity_tokens[engines] > 0, fleet.kv_capacity_tokens[engines], _FAR)
+    if not (
+        (context + left).sum(axis=1) + own_tokens > capacity
+    ).any():  # not even all of it at once is too much
+        return np.zeros(len(engines))
     over = future_peak_tokens(context, left) + own_tokens - capacity
     if not (over > 0).any():
         return np.zeros(len(engines))

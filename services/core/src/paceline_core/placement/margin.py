@@ -1,5 +1,6 @@
 """`margin`: the best of own P(meet), what the residents lose, and what the engine's time is worth to others."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from paceline_core.placement.forward import look_ahead
 from paceline_core.placement.margin_moves import MoveRules, priced_moves
-from paceline_core.placement.meeting import p_meet
+from paceline_core.placement.meeting import LengthChance, p_meet
 from paceline_core.placement.moves import Rectification
 from paceline_core.placement.policy import (
     EstimateUse,
@@ -75,7 +76,8 @@ class Margin:
             return nothing_eligible(fleet, excluded)
         times = predict(request, fleet, self.age_scale_ms)
         tokens = (request.left_ms - times.start_ms - times.prefill_ms) / times.step_ms
-        chance = p_meet(request, times.start_ms, times.prefill_ms, times.step_ms, tokens)
+        within = LengthChance(request)
+        chance = p_meet(request, within, times.start_ms, times.prefill_ms, times.step_ms, tokens)
         price = self._price(request, fleet, times)
         worth = chance - price
         fastest = best_of(times.last_token_ms, may)
@@ -94,7 +96,9 @@ class Margin:
         few = self._shortlist(worth - self._crowding(request, fleet), may, fastest)
         ahead = look_ahead(request, fleet, few, now_ms, self.refill)
         doubt = 1.0 + fleet.load_age_ms[few] / self.age_scale_ms
-        exact = p_meet(request, ahead.start_ms * doubt, ahead.prefill_ms, ahead.step_ms, ahead.tokens / doubt)
+        exact = p_meet(
+            request, within, ahead.start_ms * doubt, ahead.prefill_ms, ahead.step_ms, ahead.tokens / doubt
+        )
         net = exact - self.resident_weight * ahead.drop - price[few]
         place = self._fastest_of_best(net, ahead.last_ms, np.ones(len(few), dtype=np.bool_))
         chosen = int(few[place])
@@ -130,13 +134,14 @@ class Margin:
     def _crowding(self, request: RequestView, fleet: FleetView) -> Floats | float:
         """What the headroom curves say: the share of its tokens that is not free by the time it is due."""
         curves = fleet.headroom
-        if curves is None or not np.isfinite(request.left_ms):
+        if curves is None or not math.isfinite(request.left_ms):
             return 0.0
-        at = int(np.searchsorted(curves.horizon_ms, max(request.left_ms, 0.0)))
-        at = min(at, len(curves.horizon_ms) - 1)
-        share = min(max(request.left_ms, 0.0) / float(curves.horizon_ms[at]), 1.0)
-        short = 1.0 - curves.free_decode_tokens[:, at] * share / request.remaining_tokens
-        return np.asarray(self.resident_weight * 0.5 * np.nan_to_num(np.clip(short, 0.0, 1.0)))
+        left_ms = max(request.left_ms, 0.0)
+        at = min(int(curves.horizon_ms.searchsorted(left_ms)), len(curves.horizon_ms) - 1)
+        share = min(left_ms / float(curves.horizon_ms[at]), 1.0)
+        short = 1.0 - curves.free_decode_tokens[:, at] * (share / request.remaining_tokens)
+        short = np.fmax(short, 0.0)  # 0 too where there is no curve; it cannot be over 1
+        return np.asarray(short * (0.5 * self.resident_weight))
 
     def _shortlist(self, worth: Floats, may: Bools, fastest: int) -> Ints:
         """The best few, the fastest among them."""

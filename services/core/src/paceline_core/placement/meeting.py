@@ -1,5 +1,6 @@
 """P(meet): the chance that a request is in time, from its length distribution and the times of an engine."""
 
+import math
 from typing import Final
 
 import numpy as np
@@ -34,17 +35,22 @@ class LengthChance:
         """float64 of the same shape; 0 where fewer than one token fits."""
         reached = np.interp(tokens + self._out, _EDGES, self._cdf)
         chance = (reached - self._seen) / max(1.0 - self._seen, 1e-9)
-        return np.asarray(np.where(tokens >= 1.0, chance, 0.0))
+        return np.asarray(chance * (tokens >= 1.0))
 
 
 def p_meet(
-    request: RequestView, start_ms: Floats, prefill_ms: Floats, step_ms: Floats, tokens: Floats
+    request: RequestView,
+    lengths_within: LengthChance,
+    start_ms: Floats,
+    prefill_ms: Floats,
+    step_ms: Floats,
+    tokens: Floats,
 ) -> Floats:
     """float64 of the shape of its arguments: times until and of the prefill, of a step, and the tokens that the request
     can write until it is due (read for deadlines only)."""
-    if np.isfinite(request.left_ms):
-        return LengthChance(request).within(tokens)
-    if np.isfinite(request.first_left_ms):
+    if math.isfinite(request.left_ms):
+        return lengths_within.within(tokens)
+    if math.isfinite(request.first_left_ms):
         first = start_ms + prefill_ms + step_ms
         in_time = np.log(max(request.first_left_ms, 1e-3) / np.maximum(first, 1e-3)) / _FIRST_SPREAD
         fluent = (request.slo.tbt_ms - step_ms) / (_TBT_SPREAD * request.slo.tbt_ms)

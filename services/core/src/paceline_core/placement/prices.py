@@ -19,7 +19,7 @@ from paceline_core.placement.demand import Demand
 from paceline_core.placement.view import FleetView, Floats
 
 ROUNDS: Final = 10
-TARGET: Final = 0.8
+TARGET: Final = 0.7
 """Share of an engine's time that may be asked for before its price rises."""
 _SOFT: Final = 0.05
 """Net value within which classes do not mind."""
