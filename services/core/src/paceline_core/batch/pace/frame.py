@@ -7,7 +7,7 @@ anew within the frame, without an event, is the same one.
 
 import numpy as np
 
-from paceline_core.batch.laxity import time_left_ms
+from paceline_core.batch.pace.shortlist import due_ms
 from paceline_core.batch.ranking import leading, list_length
 from paceline_core.batch.state import RunState
 from paceline_core.batch.view import BatchView, BoolArray, IntArray
@@ -38,6 +38,6 @@ def in_order(view: BatchView, head: IntArray, runnable: IntArray, gone: BoolArra
     if gone is not None:
         left &= ~gone
     others = np.flatnonzero(left)
-    keys = (view.kv_tokens[others] == 0, time_left_ms(view, 0.0)[others], view.row_id[others])
+    keys = (view.kv_tokens[others] == 0, due_ms(view)[others], view.row_id[others])
     others = leading(others, keys, max(0, list_length(view) - len(head)))
     return np.concatenate([head[np.argsort(view.row_id[head])], others])

@@ -1,6 +1,6 @@
 """What requests still need of the engine, and until when: the terms that every part of `pace` reckons with."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,9 +30,11 @@ class Pace:
 
 
 def pace_of(view: BatchView, rows: IntArray, chunk_tokens: int) -> Pace:
-    """With as many of `rows` as the batch holds, at their mean context."""
+    """With as many of `rows` as the batch holds, at the mean context of those that run (while none does: of all)."""
     batch = max(1, min(view.capacity.max_batch, len(rows)))
-    context = float((view.prompt_tokens[rows] + view.generated[rows]).mean()) if len(rows) else 0.0
+    now = np.flatnonzero(view.state == RunState.RUNNING)
+    of = now if len(now) else rows
+    context = float((view.prompt_tokens[of] + view.generated[of]).mean()) if len(of) else 0.0
     step = max(view.model.decode_ms(batch, batch * context), 1e-3)
     return Pace(batch, step, max(view.model.prefill_token_ms(max(1, chunk_tokens)), 1e-6))
 
@@ -66,10 +68,6 @@ class Needs:
     cost_ms: FloatArray
     """Engine time this call takes: its share of the steps it is in, and its prompt."""
     running: BoolArray
-
-    def take(self, keep: IntArray) -> "Needs":
-        """The same of some of them."""
-        return replace(self, **{name: getattr(self, name)[keep] for name in self.__slots__})
 
 
 def needs_of(view: BatchView, rows: IntArray, pace: Pace, now_ms: float) -> Needs:

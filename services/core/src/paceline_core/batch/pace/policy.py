@@ -12,14 +12,13 @@ from paceline_core.batch.pace.frame import frame_steps, in_order, running_head
 from paceline_core.batch.pace.needs import Needs, needs_of, pace_of
 from paceline_core.batch.pace.needs import Pace as Speed
 from paceline_core.batch.pace.shape import choose_head, prefill_budget
+from paceline_core.batch.pace.shortlist import due_ms, shortlist
 from paceline_core.batch.pace.triage import lost, shed
 from paceline_core.batch.pace.urgency import Place, laxity_ms, places
 from paceline_core.batch.plan import STEP_SLACK, UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
 
-_LEAST_LIST: Final = 128
-"""Rows that are looked at closely at least: where fewer are live, the list is of all of them."""
 _UPPER_DEVIATIONS: Final = 1.645
 """Standard deviations between the mean and the upper level of a length, were it normal."""
 _REASONS: Final = (
@@ -81,12 +80,9 @@ class Pace:
         """A new run set."""
         worth = value.Worth(self.request_tokens, self.task_tokens, self.fair_tokens)
         speed = pace_of(view, runnable, view.capacity.prefill_chunk_tokens)
-        needs = needs_of(view, runnable, speed, now_ms)
+        rows = shortlist(view, runnable, due_ms(view), speed, worth, now_ms, self.shortlist, self.stay)
+        needs = needs_of(view, rows, speed, now_ms)
         possible = value.tokens_possible(needs, speed)
-        near = self._shortlist(view, needs, speed, worth, possible)
-        if len(near) < len(runnable):
-            needs, possible = needs.take(near), possible[near]
-        rows = needs.row
         p_meet = value.chance(view, needs, possible)
         in_time = value.tokens_in_time(needs, speed)
         density = value.density(view, needs, speed, worth, p_meet, in_time)
@@ -144,28 +140,6 @@ class Pace:
             prefill_budget_tokens=prefill_budget(view, head, self.usual_chunks, self.most_chunks),
             valid_for_steps=1 if prompts else steps,
         )
-
-    def _shortlist(
-        self, view: BatchView, needs: Needs, speed: Speed, worth: value.Worth, possible: FloatArray
-    ) -> IntArray:
-        """Indexes of the rows worth a closer look: the densest, and the oldest of those that ask for no time."""
-        batch = view.capacity.max_batch
-        room = max(_LEAST_LIST, self.shortlist * batch)
-        count = len(needs.row)
-        if count <= room:
-            return np.arange(count)
-        in_time = value.tokens_in_time(needs, speed)
-        density = value.density(view, needs, speed, worth, value.rough_chance(needs, possible), in_time)
-        timed = needs.stream | needs.bounded
-        patient = np.flatnonzero(~timed)
-        timed_rows = np.flatnonzero(timed)
-        few = min(len(patient), max(batch, room - len(timed_rows)))
-        if len(timed_rows) > room:
-            held = np.where(needs.running, density * self.stay, density)[timed_rows]
-            timed_rows = timed_rows[np.argpartition(-held, room)[:room]]
-        if few < len(patient):
-            patient = patient[np.argpartition(view.arrival_ms[needs.row[patient]], few)[:few]]
-        return np.concatenate([timed_rows, patient])
 
     @staticmethod
     def _deviation(view: BatchView, needs: Needs) -> FloatArray:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline_core.batch.pace.needs import Needs, Pace
-from paceline_core.batch.view import BatchView, FloatArray, IntArray
+from paceline_core.batch.view import BatchView, FloatArray
 from paceline_core.lengths import OPEN_EDGE
 
 _MOST_TOKENS: Final = int(OPEN_EDGE)
 _PRIORITY_FACTOR: Final = 4.0
+_MOST_HALVINGS: Final = 6.0
+_MOST_DOUBLINGS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +30,22 @@ class Worth:
     fair_tokens: float
     """How far ahead of its share a tenant's density is halved; 0: tenants are not told apart."""
 
+    def favour(self, priority: NDArray[np.int32], lag_tokens: FloatArray) -> FloatArray:
+        """[M] Factor of the density: the client's priority, and the tenant's account. Who is ahead of its share counts
+        for less, who is behind for more."""
+        factor = np.power(_PRIORITY_FACTOR, priority)
+        if self.fair_tokens > 0:
+            factor = factor * np.exp2(
+                np.clip(lag_tokens / self.fair_tokens, -_MOST_HALVINGS, _MOST_DOUBLINGS)
+            )
+        return np.asarray(factor)
+
 
 def tokens_possible(needs: Needs, pace: Pace) -> FloatArray:
     """[M] Output tokens of this call that can be out when the target's time is over, in every step from now on; what
     the task needs afterwards is left room for."""
     room = needs.end_ms - needs.prefill_ms - needs.rest_tokens * pace.step_ms
     return np.asarray(np.clip(room / pace.step_ms, 0.0, _MOST_TOKENS))
-
-
-def rough_chance(needs: Needs, possible: FloatArray) -> FloatArray:
-    """[M] As `chance`, of the mean alone: cheap enough for every live request."""
-    reach = np.minimum(possible / needs.tokens, 1.0)
-    return np.asarray(np.where(needs.bounded, reach * reach, 1.0))
 
 
 def chance(view: BatchView, needs: Needs, possible: FloatArray) -> FloatArray:
@@ -74,16 +81,8 @@ def density(
     )
     value = np.where(needs.stream, of_stream, np.where(needs.bounded, of_bounded, 0.0))
     cost = calls.sum_of(needs.cost_ms) + needs.rest_tokens * pace.slot_ms
-    value *= _favour(view, rows, worth)
+    value *= worth.favour(view.priority[rows], view.tenant_lag_tokens[rows])
     return np.asarray(value / np.maximum(cost, pace.slot_ms))
-
-
-def _favour(view: BatchView, rows: IntArray, worth: Worth) -> FloatArray:
-    """[M] Priority, and the tenant's account: who is ahead of its share counts for less, who is behind for more."""
-    favour = np.power(_PRIORITY_FACTOR, view.priority[rows])
-    if worth.fair_tokens > 0:
-        favour = favour * np.exp2(np.clip(view.tenant_lag_tokens[rows] / worth.fair_tokens, -6.0, 2.0))
-    return np.asarray(favour)
 
 
 class _TaskCalls:
