@@ -223,7 +223,9 @@ def simulator(
     engines: Annotated[
         str, typer.Option(help="Engine profiles, as `paceline replay` takes them.")
     ] = "a100-80-8b:16",
-    rate: Annotated[float, typer.Option(min=0.01, help="Jobs a second over all engines.")] = 3.2,
+    rate: Annotated[
+        float, typer.Option(min=0.01, help="Jobs a second over all engines; tasks have several requests.")
+    ] = 1.0,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds that are simulated.")] = 3600.0,
     placement: Annotated[str, typer.Option(help="Placement policy.")] = "least-predicted",
     seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,

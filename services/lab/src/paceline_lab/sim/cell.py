@@ -147,9 +147,9 @@ def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) 
         placement=_placement(cell.placement),
         end_ms=cell.periods.duration_s * 1e3,
     )
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     result = simulate(setting, on_progress)
-    wall_s = time.perf_counter() - began
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     scored = score(result, cell.periods.window)
     total = totals(scored.classes)
     row = {
@@ -184,6 +184,7 @@ def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) 
         "plans": sum(engine.plans for engine in result.engines),
         "simulated_s": result.now_ms / 1e3,
         "wall_s": wall_s,
+        "cpu_s": cpu_s,
     }
     finite: dict[str, Any] = _finite(row)
     return finite
