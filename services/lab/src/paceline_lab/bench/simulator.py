@@ -11,7 +11,7 @@ from paceline_lab.sim.engine_spec import parse_engines
 
 @dataclass(frozen=True, slots=True)
 class SimulatorPlan:
-    """An hour of sixteen engines. A job is a request, or a task of several: at the default rate some 14,000 requests."""
+    """An hour of sixteen engines. A job is a request or a task of several: by default some 14,000 requests."""
 
     policies: tuple[str, ...] = ("sarathi", "gmax", "pace")
     engines: str = "a100-80-8b:16"
