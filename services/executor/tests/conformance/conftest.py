@@ -29,10 +29,10 @@ CAN: dict[str, frozenset[str]] = {
     "simulated": ALL_ABILITIES,
     "tiny": ALL_ABILITIES,
     "smollm2": ALL_ABILITIES,
-    "trtllm-frame": frozenset({"steps", "resume_equal", "many"}),
+    "trtllm-frame": frozenset({"steps", "resume_equal", "many", "breadth"}),
     "trtllm-plan": frozenset({"iteration", "keep_kv", "steps", "resume_equal", "many"}),
     "remote-gateway": frozenset(),
-    "remote-smg": frozenset({"resume_equal", "many"}),
+    "remote-smg": frozenset({"resume_equal"}),
 }
 OPTIONAL_ENGINES = frozenset({"smollm2"})
 

@@ -51,6 +51,7 @@ async def test_acceptance_tells_the_ids_that_tokenize_gives(peer: Peer, prompt: 
     assert len(ids_of(ids[2].ids)) >= 1
 
 
+@pytest.mark.needs("breadth")
 @pytest.mark.parametrize(
     "text",
     ["plain words", "naïve façade, 東京データ, Привет 🙂🚀", "tabs\tand\nlines\n\n", '{"a": [1, 2.5e-3]}'],
@@ -66,6 +67,7 @@ async def test_tokens_of_a_text_give_the_text_back(peer: Peer, text: str) -> Non
     assert not peer.ids, "forced ids are not published"
 
 
+@pytest.mark.needs("breadth")
 async def test_tokenize_is_bounded(peer: Peer) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await peer.stub.Tokenize(executor_pb2.TokenizeRequest(texts=["x"] * 65))
@@ -89,6 +91,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.needs("breadth")
 @pytest.mark.parametrize("case", REFUSALS)
 async def test_refusals_name_their_reason(peer: Peer, case: str) -> None:
     add, reason = REFUSALS[case]
@@ -105,6 +108,7 @@ async def test_refusals_name_their_reason(peer: Peer, case: str) -> None:
     assert peer.kv.live == 0
 
 
+@pytest.mark.needs("breadth")
 async def test_cut_ids_are_refused(peer: Peer) -> None:
     add = new_attempt(1, [5])
     add.spec.token_ids = id_bytes([5, 6])[:-1]

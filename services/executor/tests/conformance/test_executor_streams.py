@@ -39,6 +39,7 @@ async def until_live(app: ExecutorApp, live: int) -> None:
             await asyncio.to_thread(app.engine.events.wait, 0.02)
 
 
+@pytest.mark.needs("breadth")
 async def test_the_first_message_must_be_an_attach(executor: ExecutorApp) -> None:
     peer = Peer(executor.address)
     commands = executor_pb2.RunRequest(commands=executor_pb2.Commands())
@@ -47,6 +48,7 @@ async def test_the_first_message_must_be_an_attach(executor: ExecutorApp) -> Non
     await peer.close()
 
 
+@pytest.mark.needs("breadth")
 async def test_silence_instead_of_an_attach_is_ended(start: Start) -> None:
     peer = Peer((await start(attach_timeout_s=0.05)).address)
     call = peer.stub.Run()

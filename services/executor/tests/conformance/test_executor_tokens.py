@@ -172,6 +172,7 @@ async def test_forced_ids_that_are_said_again_change_nothing(peer: Peer, prompt:
     assert peer.output(2) == answer[20:]
 
 
+@pytest.mark.needs("breadth")
 @pytest.mark.parametrize("wrong", ["gap", "contradiction", "not awaited"])
 async def test_forced_ids_that_cannot_be_fail_the_attempt(peer: Peer, prompt: str, wrong: str) -> None:
     await peer.add(1, prompt, forced=[5, 6], await_more_forced=wrong != "not awaited")

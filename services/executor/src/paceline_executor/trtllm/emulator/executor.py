@@ -163,6 +163,8 @@ class PyExecutor:
         self._handle_canceled_requests()
         self._handle_responses()
         if self._stats is not None and row is not None:
+            if self._faults.older_build:
+                del row["inflightBatchingStats"]
             self._stats.put(row)
         for listener in self.on_iteration:
             listener(self.iter_counter)

@@ -91,4 +91,4 @@ class Faults:
     fatal_after_iterations: int = 0
     """The executor dies after that many; 0: never."""
     older_build: bool = False
-    """A build from before request priorities and the nested statistics."""
+    """A build from before the nested statistics."""
