@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from typing import Any
 
 from paceline_executor.contract import (
@@ -21,7 +20,6 @@ from paceline_executor.contract import (
     EndReason,
     KvUse,
     Plan,
-    Sampling,
 )
 from paceline_executor.frames.attempt import Attempt, LegState
 from paceline_executor.frames.backend import (
@@ -34,6 +32,7 @@ from paceline_executor.frames.backend import (
     LegRefused,
     LegRequest,
 )
+from paceline_executor.frames.choice import displaced, first_runnable, leaving, sampling_of_leg, tokens_for
 from paceline_executor.frames.config import FrameConfig
 from paceline_executor.frames.reporting import Reporter
 from paceline_executor.frames.table import AttemptTable
@@ -214,15 +213,10 @@ class FrameLoop:
         plan = self._plan
         room = self._config.max_batch if plan is None else (plan.max_batch or self._config.max_batch)
         room = min(room, self._config.max_batch)
-        wanted = [attempt for attempt in self._order if attempt.runnable()][:room]
+        wanted = first_runnable(self._order, room)
         keys = {attempt.key for attempt in wanted}
-        leaving = [
-            state
-            for state in self.legs.values()
-            if state.aborted_s is None and state.attempt.key not in keys and not state.attempt.finished
-        ]
         if self._holder is None:
-            self._take_out(leaving)
+            self._take_out(leaving(self.legs, keys))
             self._admit(wanted, room)
         else:
             self._make_places(wanted)
@@ -233,10 +227,10 @@ class FrameLoop:
                 running = state.attempt.key in keys
                 self._set_state(state.attempt, AttemptState.RUNNING if running else AttemptState.PAUSED)
 
-    def _take_out(self, leaving: Sequence[LegState]) -> None:
+    def _take_out(self, unwanted: Sequence[LegState]) -> None:
         """Abort who is not wanted, at a frame's end; at once without a plan. The pinned stay, and that is said."""
         movable = []
-        for state in leaving:
+        for state in unwanted:
             if state.attempt.pinned:
                 self._counters["pinned"] += 1
                 self._reporter.deviation(state.attempt, DeviationReason.UNSUPPORTED)
@@ -266,21 +260,9 @@ class FrameLoop:
 
     def _make_places(self, wanted: Sequence[Attempt]) -> None:
         """Where requests are held, places run out: the least wanted behind a wanted one goes."""
-        entering = [attempt for attempt in wanted if attempt.key not in self.legs]
-        lacking = len(self.legs) + len(entering) - self._config.max_resident
-        if lacking <= 0:
-            return
-        rank = {attempt.key: place for place, attempt in enumerate(self._order)}
-        behind = len(rank)
-        staying = [s for s in self.legs.values() if s.aborted_s is None and not s.attempt.pinned]
-        leaving_already = len(self.legs) - len(staying)
-        staying.sort(key=lambda state: rank.get(state.attempt.key, behind), reverse=True)
-        for state, attempt in zip(
-            staying[: max(lacking - leaving_already, 0)], reversed(entering), strict=False
-        ):
-            if rank.get(state.attempt.key, behind) > rank[attempt.key]:
-                self._reporter.deviation(state.attempt, DeviationReason.NO_SLOT)
-                self._abort(state)
+        for state in displaced(self._order, wanted, self.legs, self._config.max_resident):
+            self._reporter.deviation(state.attempt, DeviationReason.NO_SLOT)
+            self._abort(state)
 
     def _hold(self, wanted: Sequence[Attempt], room: int) -> None:
         assert self._holder is not None
@@ -302,21 +284,12 @@ class FrameLoop:
                 continue
             if len(self.legs) >= places or self._queued > self._config.max_queued:
                 return
-            tokens = self._tokens_for(attempt)
+            tokens = tokens_for(attempt, self._config.reserve_tokens, by_credit=self._holder is None)
             needed = self._blocks(attempt.known_tokens + tokens)
             if self.legs and reserved + needed > self._blocks(self._config.kv_capacity_tokens):
                 return
             reserved += needed
             self._submit(attempt, tokens, 1.0 - rank / (len(wanted) + 1))
-
-    def _tokens_for(self, attempt: Attempt) -> int:
-        remaining = attempt.max_outputs - attempt.count
-        if attempt.pinned:
-            return remaining
-        if attempt.token_limit and self._holder is None:
-            # Credit bounds the request itself: the engine stops by itself, and nothing overshoots.
-            remaining = min(remaining, attempt.token_limit - attempt.count)
-        return min(remaining, self._config.reserve_tokens)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // max(self._facts.tokens_per_block, 1))
@@ -327,7 +300,7 @@ class FrameLoop:
             ids=attempt.ids(),
             prompt_tokens=len(attempt.prompt_ids),
             max_tokens=tokens,
-            sampling=_sampling_of_leg(attempt),
+            sampling=sampling_of_leg(attempt),
             cache_salt=attempt.spec.cache_salt,
             priority=priority,
             expected_back=attempt.count + tokens < attempt.max_outputs,
@@ -509,11 +482,3 @@ class FrameLoop:
             self._timer = None
         for task in self._tasks:
             task.cancel()
-
-
-def _sampling_of_leg(attempt: Attempt) -> Sampling:
-    """The attempt's sampling; a leg that is not the first draws from a seed of its own, or it would repeat itself."""
-    sampling = attempt.spec.sampling
-    if attempt.count == 0 or sampling.temperature == 0:
-        return sampling
-    return replace(sampling, seed=(sampling.seed * 0x9E3779B97F4A7C15 + attempt.count) & 0x7FFFFFFFFFFFFFFF)
