@@ -55,7 +55,7 @@ def mixed_fleets(draw: st.DrawFn):
 
 
 @every_policy
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(view=mixed_fleets(), data=st.data())
 def test_chooses_only_engines_that_may_take_it(name, view, data):
     excluded = frozenset(data.draw(st.sets(st.sampled_from(view.incarnations))))
@@ -78,7 +78,7 @@ def test_chooses_only_engines_that_may_take_it(name, view, data):
 
 
 @every_policy
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(view=mixed_fleets())
 def test_equal_calls_in_equal_order_give_equal_answers(name, view):
     one, two = make_policy(name), make_policy(name)
