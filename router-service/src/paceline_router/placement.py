@@ -48,7 +48,7 @@ class Placer:
         self._policy = make_policy(policy, params)
         self._instruments = instruments
         self._clock = clock
-        self._priced = isinstance(self._policy, Margin)
+        self._priced = self._policy if isinstance(self._policy, Margin) else None
         self._demand = DemandWindow()
         self._priced_ms = float("-inf")
 
@@ -66,8 +66,8 @@ class Placer:
         started = time.perf_counter()
         now_ms = self._clock.now_ms()
         table = self._fleet.table
-        if self._priced:
-            self._demand.add(view, now_ms)
+        if self._priced is not None:
+            self._demand.add(view, now_ms, self._priced.value(view))
             if now_ms - self._priced_ms >= _REPRICE_MS:
                 self._priced_ms = now_ms
                 table.prices = reprice(table.prices, table.view(now_ms), self._demand.demand(now_ms))

@@ -31,14 +31,19 @@ class Forward:
     last_ms: Floats
     """Its expected last token."""
     drop: Floats
-    """Fall of the residents' P(meet), summed."""
+    """Fall of the residents' P(meet), each times its value, summed."""
 
 
 def look_ahead(
-    request: RequestView, fleet: FleetView, engines: Ints, now_ms: float, refill: float
+    request: RequestView,
+    fleet: FleetView,
+    engines: Ints,
+    now_ms: float,
+    refill: float,
+    size_power: float = 0.0,
 ) -> Forward:
     """What happens on `engines` [G] if the request joins them. `refill` is the share of departures that newcomers are
-    expected to make good: 0 lets the batch run empty, 1 keeps it as it is.
+    expected to make good: 0 lets the batch run empty, 1 keeps it as it is. `size_power` is that of `value_of`.
 
     Raises ValueError for a view without residents.
     """
@@ -81,8 +86,13 @@ def look_ahead(
     tokens = (1.0 - refill) * shrinking + refill * steady
     writing = (1.0 - refill) * shrunk_ms + refill * own_left * step
     waits = there & (live.generated[rows] == 0)
-    drop = _residents_drop(fleet, live, rows, there & ~waits, now_ms, before, step, prefill)
+    drop = _residents_drop(fleet, live, rows, there & ~waits, now_ms, before, step, prefill, size_power)
     return Forward(start, prefill, step, np.maximum(tokens, 0.0), start + prefill + writing, drop)
+
+
+def value_of(tokens: float, size_power: float) -> float:
+    """What a request of so many tokens is worth: thousands of tokens to a power."""
+    return float((max(tokens, 1.0) / 1000.0) ** size_power) if size_power else 1.0
 
 
 def _slot_wait(order: Floats, count: Ints, slots: Floats, strangers: Floats) -> Floats:
@@ -167,6 +177,7 @@ def _residents_drop(
     before_ms: Floats,
     step_ms: Floats,
     prefill_ms: Floats,
+    size_power: float,
 ) -> Floats:
     """[G] What those that decode there lose: a slower step for the rest of their time, and the newcomer's prefill."""
     engine, at = np.nonzero(decoding)
@@ -191,6 +202,9 @@ def _residents_drop(
     if len(streams):
         on, limit = engine[streams], tbt[streams]
         lost[streams] = _holds(limit, before_ms[on]) - _holds(limit, step_ms[on])
+    if size_power:
+        size = (live.prompt_tokens[flat] + live.first_mean[flat]) / 1000.0
+        lost = lost * size**size_power
     return np.asarray(np.bincount(engine, weights=np.maximum(lost, 0.0), minlength=len(rows)))
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from paceline_core.placement.forward import look_ahead
+from paceline_core.placement.forward import look_ahead, value_of
 from paceline_core.placement.margin_moves import MoveRules, priced_moves
 from paceline_core.placement.meeting import LengthChance, p_meet
 from paceline_core.placement.moves import Rectification
@@ -38,6 +38,9 @@ class Margin:
     tolerance: float = 0.02
     refill: float = 0.5
     """Share of departures that newcomers are expected to make good."""
+    size_power: float = 0.0
+    """What a request is worth: (its prompt and expected output in thousands of tokens) to this power. 0: all the same,
+    so that attained requests count; 1: their tokens do."""
     resident_weight: float = 1.0
     price_weight: float = 1.0
     age_scale_ms: float = AGE_SCALE_MS
@@ -69,6 +72,10 @@ class Margin:
                 "candidates >= 1, refill in [0, 1], age_scale_ms > 0 and tolerance >= 0 are needed"
             )
 
+    def value(self, request: RequestView) -> float:
+        """What it is worth to have the request in time."""
+        return value_of(request.prompt_tokens + request.mean_tokens, self.size_power)
+
     def place(self, request: RequestView, fleet: FleetView, now_ms: float) -> Placement:
         """Scores: minus the worth."""
         may, excluded = eligible(request, fleet)
@@ -79,28 +86,29 @@ class Margin:
         within = LengthChance(request)
         chance = p_meet(request, within, times.start_ms, times.prefill_ms, times.step_ms, tokens)
         price = self._price(request, fleet, times)
-        worth = chance - price
+        value = self.value(request)
+        worth = chance * value - price
         fastest = best_of(times.last_token_ms, may)
         top = float(np.where(may, worth, -np.inf).max())
         unhurt = fleet.live_requests[fastest] == 0
-        if unhurt and worth[fastest] >= top - self.tolerance:
+        if unhurt and worth[fastest] >= top - self.tolerance * value:
             return self._answer(
                 fleet, excluded, may, worth, fastest, times.last_token_ms, chance, "the fastest, idle"
             )
         if fleet.residents is None:
             worth = worth - self._crowding(request, fleet)
-            chosen = self._fastest_of_best(worth, times.last_token_ms, may)
+            chosen = self._fastest_of_best(worth / value, times.last_token_ms, may)
             return self._answer(
                 fleet, excluded, may, worth, chosen, times.last_token_ms, chance, "by prediction"
             )
         few = self._shortlist(worth - self._crowding(request, fleet), may, fastest)
-        ahead = look_ahead(request, fleet, few, now_ms, self.refill)
+        ahead = look_ahead(request, fleet, few, now_ms, self.refill, self.size_power)
         doubt = 1.0 + fleet.load_age_ms[few] / self.age_scale_ms
         exact = p_meet(
             request, within, ahead.start_ms * doubt, ahead.prefill_ms, ahead.step_ms, ahead.tokens / doubt
         )
-        net = exact - self.resident_weight * ahead.drop - price[few]
-        place = self._fastest_of_best(net, ahead.last_ms, np.ones(len(few), dtype=np.bool_))
+        net = exact * value - self.resident_weight * ahead.drop - price[few]
+        place = self._fastest_of_best(net / value, ahead.last_ms, np.ones(len(few), dtype=np.bool_))
         chosen = int(few[place])
         shown = np.minimum(worth, float(net.max()))
         shown[few] = net
@@ -121,6 +129,7 @@ class Margin:
             refill=self.refill,
             resident_weight=self.resident_weight,
             price_weight=self.price_weight,
+            size_power=self.size_power,
         )
         return priced_moves(fleet, now_ms, rules)
 

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from paceline_core.placement.forward import look_ahead
+from paceline_core.placement.forward import look_ahead, value_of
 from paceline_core.placement.moves import Move, Rectification
 from paceline_core.placement.prices import Prices
 from paceline_core.placement.residents import Ints, Residents
@@ -34,6 +34,7 @@ class MoveRules:
     refill: float
     resident_weight: float
     price_weight: float
+    size_power: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +131,19 @@ def _best_target(
     p_there = live.lengths.p_within(same, np.full(len(fleet), out), reach)
     left = float(live.lengths.mean_left(same[:1], np.array([out]))[0])
     work = start - engines.start_ms + left * engines.token_ms
-    net = np.where(may, p_there - rules.price_weight * engines.price * work, -np.inf)
+    value = value_of(float(live.prompt_tokens[row] + live.first_mean[row]), rules.size_power)
+    net = np.where(may, p_there * value - rules.price_weight * engines.price * work, -np.inf)
     target = int(net.argmax())
     # Only the best one is worth the forward model, and only if it could win.
-    if net[target] - (p_stay - held) <= rules.hysteresis:
+    if net[target] - (p_stay * value - held) <= rules.hysteresis * value:
         return None
-    drop = float(
-        look_ahead(_as_request(live, row, now_ms), fleet, np.array([target]), now_ms, rules.refill).drop[0]
-    )
-    gain = float(net[target]) - rules.resident_weight * drop - (p_stay - held)
+    request, only = _as_request(live, row, now_ms), np.array([target])
+    ahead = look_ahead(request, fleet, only, now_ms, rules.refill, rules.size_power)
+    drop = float(ahead.drop[0])
+    gain = float(net[target]) - rules.resident_weight * drop - (p_stay * value - held)
     p_move = float(p_there[target])
     clearly = p_move >= max(rules.at_risk, p_stay + rules.hysteresis if p_stay < rules.at_risk else _SAFE)
-    if gain <= rules.hysteresis or not clearly:
+    if gain <= rules.hysteresis * value or not clearly:
         return None
     way = "at risk" if p_stay < rules.at_risk else "makes room"
     reason = f"{way}: P(meet) {p_stay:.2f} here, {p_move:.2f} there, residents there lose {drop:.2f}"

@@ -10,6 +10,7 @@ from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.state import RunState
 from paceline_core.placement.demand import DemandWindow
 from paceline_core.placement.fleet_table import EngineLimits, FleetTable
+from paceline_core.placement.margin import Margin
 from paceline_core.placement.policy import PlacementPolicy
 from paceline_core.placement.prices import reprice
 from paceline_core.placement.view import RequestView
@@ -41,6 +42,7 @@ class Fleet:
         self._oracle = policy is not None and policy.estimates is EstimateUse.TRUE
         self.table = FleetTable()
         self._demand = DemandWindow()
+        self._value = policy.value if isinstance(policy, Margin) else lambda _: 1.0
         self._reported_ms = self._priced_ms = float("-inf")
         for engine in engines:
             row = self.table.join(f"sim-{engine.number}")
@@ -58,7 +60,7 @@ class Fleet:
         if now_ms - self._reported_ms >= REPORT_MS:
             self._report(now_ms)
         request = self._request(call, now_ms, call_due_ms)
-        self._demand.add(request, now_ms)
+        self._demand.add(request, now_ms, self._value(request))
         if now_ms - self._priced_ms >= _REPRICE_MS:
             self._priced_ms = now_ms
             table = self.table
