@@ -38,7 +38,7 @@ class Margin:
     tolerance: float = 0.02
     refill: float = 0.5
     """Share of departures that newcomers are expected to make good."""
-    size_power: float = 0.0
+    size_power: float = 0.5
     """What a request is worth: (its prompt and expected output in thousands of tokens) to this power. 0: all the same,
     so that attained requests count; 1: their tokens do."""
     resident_weight: float = 1.0
