@@ -71,7 +71,7 @@ def test_demand_test_never_rejects_what_can_be_scheduled(work, slots):
     everybody = np.ones(len(work), dtype=bool)
     if scheduled(tuple(work), slots):
         assert fits(demand_of(work, slots), everybody)
-        assert admit(demand_of(work, slots), np.ones(len(work)), 0.0, 1.0).all()
+        assert admit(demand_of(work, slots), np.ones(len(work)), 0.0).all()
 
 
 def test_demand_test_seldom_accepts_what_cannot_be_scheduled():
@@ -100,7 +100,7 @@ def test_what_is_admitted_fits_and_the_least_dense_leave(seed, size, z):
         owner=rng.permutation(size),
     )
     density = rng.integers(0, 5, size).astype(float)
-    kept = admit(demand, density, z, 1.0)
+    kept = admit(demand, density, z)
     assert not kept[density == 0].any()
     assert fits(demand, kept, z)
     if fits(demand, density > 0, z):

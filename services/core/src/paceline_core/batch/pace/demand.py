@@ -2,7 +2,7 @@
 
 At each due time t, what is due until then has to fit into the time until t:
 
-    sum of means + z * sqrt(sum of variances) <= t * share
+    sum of means + z * sqrt(sum of variances) <= t
 
 in engine time: an output token costs its slot's part of a full step, a prompt token what it adds to the steps. The test
 is necessary, not sufficient: work that passes may still fail for want of parallel slots (a request gets one token per
@@ -38,12 +38,12 @@ class Demand:
         return Demand(self.due_ms[order], self.cost_ms[order], self.variance[order], self.owner[order])
 
 
-def overload_ms(demand: Demand, kept: BoolArray, z: float, share: float = 1.0) -> FloatArray:
+def overload_ms(demand: Demand, kept: BoolArray, z: float) -> FloatArray:
     """[E] How much more than fits is due by each due time, for a sorted demand of the requests `kept` [M]."""
     mask = kept[demand.owner]
     mean = np.cumsum(demand.cost_ms * mask)
     load = mean + z * np.sqrt(np.cumsum(demand.variance * mask)) if z else mean
-    return np.asarray(load - np.maximum(demand.due_ms, 0.0) * share)
+    return np.asarray(load - np.maximum(demand.due_ms, 0.0))
 
 
 def fits(demand: Demand, kept: BoolArray, z: float = 0.0) -> bool:
@@ -51,7 +51,7 @@ def fits(demand: Demand, kept: BoolArray, z: float = 0.0) -> bool:
     return bool((overload_ms(demand.sorted(), kept, z) <= 1e-6).all())
 
 
-def admit(demand: Demand, density: FloatArray, z: float, share: float) -> BoolArray:
+def admit(demand: Demand, density: FloatArray, z: float) -> BoolArray:
     """[M] True for those to serve. Where too much is due, the requests of least density [M] that have a part in it are
     left out; those of density 0 always are."""
     kept = density > 0.0
@@ -59,7 +59,7 @@ def admit(demand: Demand, density: FloatArray, z: float, share: float) -> BoolAr
     ascending = np.argsort(density, kind="stable")
     count = len(density)
     for _ in range(_ROUNDS):
-        excess = overload_ms(pieces, kept, z, share)
+        excess = overload_ms(pieces, kept, z)
         if not len(excess):
             break
         worst = int(np.argmax(excess))

@@ -45,8 +45,9 @@ class Pace:
     """What meeting a task's target is worth beside its tokens, tokens."""
     z: float = 1.0
     """Standard deviations of demand for which room is kept."""
-    share: float = 1.0
-    """Share of the engine's time that may be promised."""
+    task_share: float = 0.25
+    """Share of the engine's time that may be promised to tasks. Theirs are the longest budgets: much that is worth more
+    comes before they end, and what is known of their rest is the critical path, not the calls beside it."""
     least_chance: float = 0.05
     """P(meet) under which a request is demoted."""
     hold_steps: int = 8
@@ -90,7 +91,7 @@ class Pace:
         hopeless = lost(view, needs, p_meet, in_time, self.least_chance)
         deviation = self._deviation(view, needs)
         admitted = admit(
-            _demand(needs, speed, deviation), np.where(hopeless, 0.0, density), self.z, self.share
+            _demand(needs, speed, deviation, self.task_share), np.where(hopeless, 0.0, density), self.z
         )
         laxity = laxity_ms(needs, speed, deviation, self.length_doubt)
         first_ms = np.where(
@@ -157,13 +158,15 @@ class Oracle(Pace):
     estimates: ClassVar[EstimateUse] = EstimateUse.TRUE
 
     z: float = 0.0
+    task_share: float = 1.0
     length_doubt: float = 0.0
 
 
-def _demand(needs: Needs, speed: Speed, deviation: FloatArray) -> Demand:
+def _demand(needs: Needs, speed: Speed, deviation: FloatArray, task_share: float) -> Demand:
     """The pieces of each request: of a stream its first token with the prompt, and the two halves of the others; of a
-    task this call, and what the task needs after it."""
+    task this call, and what the task needs after it, so much more than it is as `task_share` says."""
     count = len(needs.row)
+    weight = np.where(needs.task, 1.0 / task_share, 1.0)
     slot = speed.slot_ms
     others = np.maximum(needs.tokens - 1.0, 0.0)
     first_ms = np.maximum(needs.next_ms, needs.prefill_ms + speed.step_ms)
@@ -175,7 +178,7 @@ def _demand(needs: Needs, speed: Speed, deviation: FloatArray) -> Demand:
     first = np.where(needs.stream, needs.prefill_ms + slot, np.where(needs.bounded, needs.cost_ms, 0.0))
     second = np.where(needs.stream, others * slot / 2, none)
     third = np.where(needs.stream, others * slot / 2, np.where(needs.task, needs.rest_tokens * slot, none))
-    spread = np.where(timed, (deviation * slot) ** 2, 0.0)
+    spread = np.where(timed, (weight * deviation * slot) ** 2, 0.0)
     return Demand(
         due_ms=np.concatenate(
             [
@@ -184,7 +187,7 @@ def _demand(needs: Needs, speed: Speed, deviation: FloatArray) -> Demand:
                 np.where(needs.stream, last_ms, needs.end_ms),
             ]
         ),
-        cost_ms=np.concatenate([first, second, third]),
+        cost_ms=np.concatenate([first * weight, second, third * weight]),
         variance=np.concatenate(
             [np.where(needs.stream, none, spread), none, np.where(needs.stream, spread, none)]
         ),
