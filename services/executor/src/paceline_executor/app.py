@@ -23,6 +23,7 @@ from paceline_executor.simulated.driver import LoopDriver
 from paceline_executor.simulated.engine import SimulatedEngine
 from paceline_executor.trtllm.arguments import EngineSizes
 from paceline_executor.trtllm.build import build_emulated, build_real
+from paceline_executor.trtllm.vocabulary import load_vocabulary
 from paceline_runtime.config_model import ConfigError
 from paceline_runtime.server import Server
 from paceline_runtime.telemetry.setup import Telemetry
@@ -161,7 +162,8 @@ def _simulated(config: ExecutorConfig) -> SimulatedConfig:
 async def _trtllm(config: ExecutorConfig) -> Engine:
     section = config.trtllm
     if section.emulated:
-        return build_emulated(section, config.model, _sizes(config))[0]
+        words = load_vocabulary(config.model_path) if config.model_path else None
+        return build_emulated(section, config.model, _sizes(config), words=words)[0]
     return await build_real(section, config.model_path, config.model, _sizes(config))
 
 

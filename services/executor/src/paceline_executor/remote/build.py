@@ -2,27 +2,22 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 
 from paceline_executor.frames.backend import Backend, Vocabulary
 from paceline_executor.frames.config import FrameConfig
 from paceline_executor.frames.engine import FrameEngine
-from paceline_executor.frames.spoken import SpokenVocabulary
 from paceline_executor.remote.config import RemoteSection
 from paceline_executor.remote.dialects import DIALECTS
 from paceline_executor.remote.facts import remote_facts
 from paceline_executor.remote.openai_backend import OpenAiBackend
 from paceline_executor.remote.smg_backend import connect_smg
-from paceline_executor.simulated.language import language
 from paceline_executor.trtllm.arguments import EngineSizes
-from paceline_executor.trtllm.hf_vocabulary import HfVocabulary
+from paceline_executor.trtllm.vocabulary import load_vocabulary
 
 _log = logging.getLogger(__name__)
-_GGUF = ".gguf"
-SIMULATED = "simulated"
 
 
 async def build_remote(
@@ -47,22 +42,6 @@ async def build_remote(
         health_interval_s=section.health_interval_s,
     )
     return FrameEngine(config, backend, words)
-
-
-def load_vocabulary(path: str) -> Vocabulary:
-    """From a GGUF file or a Hugging Face model folder; `simulated` is that of emulated engines. Raises ValueError."""
-    if path == SIMULATED:
-        return SpokenVocabulary(language(0))
-    if path.endswith(_GGUF):
-        # Only here: the library aborts a process that cannot hold it.
-        from paceline_executor.llamacpp.model import Model
-
-        return cast(Vocabulary, Model(Path(path)))
-    if Path(path).is_dir():
-        return HfVocabulary(path)
-    raise ValueError(
-        "executor.model_path must name the model's GGUF file or folder: its vocabulary is needed"
-    )
 
 
 async def _openai(section: RemoteSection, words: Vocabulary) -> tuple[Backend, str]:

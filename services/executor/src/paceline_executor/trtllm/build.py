@@ -28,12 +28,25 @@ _RESUME_COST_STEPS = 1.0
 
 
 def build_emulated(
-    section: TrtllmSection, model: str, sizes: EngineSizes, faults: Faults | None = None
+    section: TrtllmSection,
+    model: str,
+    sizes: EngineSizes,
+    faults: Faults | None = None,
+    words: Vocabulary | None = None,
 ) -> tuple[FrameEngine, emulator.FakeLLM]:
-    """An agent on an emulated engine. On the event loop that both live on."""
+    """An agent on an emulated engine. On the event loop that both live on.
+
+    `words`: the vocabulary of a real model, so that the engine can take over from engines that have it.
+    """
     profile = load_profile(section.profile)
     capacity = section.kv_capacity_tokens or profile.kv_capacity_tokens
-    words = SpokenVocabulary(language(section.seed))
+    spoken: list[int] = []
+    if words is None:
+        words = SpokenVocabulary(language(section.seed))
+    else:
+        spoken = [
+            token for token in range(words.vocab_size) if words.piece(token).isascii() and words.piece(token)
+        ]
     llm = emulator.FakeLLM(
         section.profile,
         **llm_arguments(section, emulator, sizes),
@@ -41,6 +54,8 @@ def build_emulated(
         emulated_time_scale=section.time_scale,
         emulated_seed=section.seed,
         emulated_output_median_tokens=section.output_median_tokens,
+        emulated_words=spoken,
+        emulated_end_id=words.eos_token_id,
         emulated_faults=faults,
     )
     facts = BackendFacts(

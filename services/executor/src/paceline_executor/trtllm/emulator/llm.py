@@ -3,7 +3,7 @@
 import itertools
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paceline_core.engines.roofline import step_times
@@ -65,6 +65,8 @@ class FakeLLM:
         emulated_time_scale: float = 1.0,
         emulated_seed: int = 0,
         emulated_output_median_tokens: float = 200.0,
+        emulated_words: Sequence[int] = (),
+        emulated_end_id: int = END_ID,
         emulated_faults: Faults | None = None,
     ) -> None:
         kv, scheduling = kv_cache_config or KvCacheConfig(), scheduler_config or SchedulerConfig()
@@ -89,11 +91,11 @@ class FakeLLM:
             ),
             PriorityWaitingQueue() if self._priorities else FCFSWaitingQueue(),
             pool,
-            Speaker(self._language, emulated_output_median_tokens),
+            Speaker(self._language, emulated_output_median_tokens, emulated_words, emulated_end_id),
             max_batch_size=max_batch_size,
             stream_interval=stream_interval,
             allocates_inline=second,
-            end_id=END_ID,
+            end_id=emulated_end_id,
             stats=self._stats,
             faults=self._faults,
         )

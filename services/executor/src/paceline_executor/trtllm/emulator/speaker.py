@@ -20,11 +20,18 @@ _MASK = 0xFFFFFFFF
 
 
 class Speaker:
-    """One vocabulary and one notion of how long answers are."""
+    """One vocabulary and one notion of how long answers are.
 
-    def __init__(self, language: Language, median_tokens: float) -> None:
+    `words`: the ids to speak in, of another vocabulary than the simulated language's; they spell nothing in bytes.
+    """
+
+    def __init__(
+        self, language: Language, median_tokens: float, words: Sequence[int] = (), end_id: int = END_ID
+    ) -> None:
         spoken = np.unique(language.ring_ids)
-        self._words: list[int] = spoken[spoken > 256].tolist()
+        self._words: list[int] = list(words) or spoken[spoken > 256].tolist()
+        self._spells = not words
+        self._end_id = end_id
         self._ends_in = max(1, round(median_tokens / 0.6931))
 
     def state_of(self, ids: Sequence[int], weights: int = 0) -> int:
@@ -41,10 +48,10 @@ class Speaker:
             state = zlib.crc32(struct.pack("<QI", draw[0] & 0xFFFFFFFFFFFFFFFF, draw[1]), state)
         number = (state * 0x9E3779B1 + 0x7F4A7C15) & _MASK
         number ^= number >> 15
-        if last == _LEAD_BYTE_ID:
+        if self._spells and last == _LEAD_BYTE_ID:
             return _CONTINUATION_ID + number % 64
         if may_end and (number >> 7) % self._ends_in == 0:
-            return END_ID
-        if (number >> 3) % _SPELLED_IN == 0:
+            return self._end_id
+        if self._spells and (number >> 3) % _SPELLED_IN == 0:
             return _LEAD_BYTE_ID
         return self._words[number % len(self._words)]
