@@ -110,7 +110,7 @@ class Pace:
         batch = view.capacity.max_batch
         prefill = view.prefill_left()[rows]
         chunk = max(1, view.capacity.prefill_chunk_tokens)
-        head = choose_head(needs, prefill, order, self.usual_chunks * chunk, batch)
+        head = choose_head(prefill, order, self.usual_chunks * chunk, batch)
         away = np.zeros(len(view), dtype=bool)
         away[rows[gone]] = True
         place_of = np.full(len(view), Place.SPARE)

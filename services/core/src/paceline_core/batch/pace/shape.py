@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from paceline_core.batch.pace.needs import Needs
 from paceline_core.batch.view import BatchView, IntArray
 
 
@@ -25,7 +24,7 @@ def prefill_budget(view: BatchView, head: IntArray, usual_chunks: int, most_chun
     return chunk * max(1, chunks)
 
 
-def choose_head(needs: Needs, prefill_tokens: IntArray, order: IntArray, budget: int, slots: int) -> IntArray:
+def choose_head(prefill_tokens: IntArray, order: IntArray, budget: int, slots: int) -> IntArray:
     """[<= slots] Of the indexes `order` those that get slots: the first ones, but for prompts that the budget of a
     step does not reach. Such a prompt would hold a slot of the batch in steps that have no tokens to spare for it."""
     tokens = prefill_tokens[order]
