@@ -37,7 +37,7 @@ class Experiment:
     text: str
     policies: tuple[str, ...]
     variants: tuple[Variant, ...]
-    seeds: int = 3
+    seeds: int = 5
     plot: bool = False
     """Draw goodput over the variants."""
 
@@ -52,8 +52,7 @@ def experiments() -> tuple[Experiment, ...]:
             "Published (8B, rising from 4 to 6 requests/s): JITServe 7.5k to 7.7k tokens/s, LTR 7.1k to 6.2k, Sarathi "
             "6.7k to 3.8k, vLLM 5.7k to 3.3k: the gap is an effect of overload, about 5 % at light load.",
             SERIES,
-            tuple(Variant(f"{load:g}x", load) for load in (0.5, 0.8, 1.0, 1.3, 1.7)),
-            seeds=3,
+            tuple(Variant(f"{load:g}x", load) for load in (0.5, 0.8, 1.0, 1.5)),
             plot=True,
         ),
         Experiment(
@@ -90,7 +89,6 @@ def experiments() -> tuple[Experiment, ...]:
                     },
                 ),
             ),
-            seeds=5,
         ),
         Experiment(
             "mix",
@@ -141,7 +139,6 @@ def experiments() -> tuple[Experiment, ...]:
                 Variant("2 engines", engines=2, placement="least-predicted"),
                 Variant("4 engines", engines=4, placement="least-predicted"),
             ),
-            seeds=2,
         ),
         Experiment(
             "errors",
