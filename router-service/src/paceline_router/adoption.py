@@ -112,6 +112,9 @@ class Adoption:
         key = live.spec.attempt_key
         if self._ledger.own(key) or not live.context:
             return None
+        if live.spec.await_more_forced and not live.HasField("ended"):
+            # A move that the last life began and did not finish: the request goes on where it was.
+            return None
         try:
             context = ledger_pb2.RequestContext.FromString(live.context)
         except DecodeError:

@@ -30,12 +30,14 @@ from paceline_router.intake import Intake
 from paceline_router.lease import RouterLease
 from paceline_router.ledger import Ledger, Retention, duplicate
 from paceline_router.lifecycle import Lifecycle
+from paceline_router.mover import Mover
 from paceline_router.observation import Gauges, RequestSpans
 from paceline_router.placement import Placer
 from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
 from paceline_router.queries import Queries
 from paceline_router.readers import Readers
+from paceline_router.rectifier import Rectifier
 from paceline_router.repredict import Repredictor
 from paceline_router.request import LiveRequest
 from paceline_router.scheduler_link import LinkSettings, SchedulerLink
@@ -78,6 +80,7 @@ class RouterApp:
         self.ledger: Ledger
         self.fleet: Fleet
         self.dispatcher: Dispatcher
+        self.mover: Mover
         self.readers: Readers
         self.tokens: TokenIntake
         self.fleet_control: FleetControl
@@ -141,10 +144,20 @@ class RouterApp:
         tasks.on_outcome = predictor.observe_task
         task_plan = TaskPlanner(tasks, forecasts, clock)
         self._exits.push_async_callback(task_plan.close)
+        self.mover = mover = Mover(
+            config.rectify,
+            self.ledger,
+            self.fleet,
+            self.dispatcher,
+            self.durability,
+            instruments,
+            clock,
+        )
         lifecycle = Lifecycle(
             self.ledger,
             self.fleet,
             self.dispatcher,
+            mover,
             self.durability,
             predictor,
             tasks,
@@ -188,6 +201,7 @@ class RouterApp:
             self.fleet,
             self.dispatcher,
             lifecycle,
+            mover,
             self.tokens,
             self.adoption,
             self.durability,
@@ -224,7 +238,7 @@ class RouterApp:
         queries = Queries(self.ledger, self.adoption, store, clock)
         decisions = Decisions(admission, placer, predictor)
         sweeper = Sweeper(
-            self.ledger, self.dispatcher, lifecycle, self.readers, tasks, self.fleet_control, clock
+            self.ledger, self.dispatcher, lifecycle, self.readers, tasks, self.fleet_control, mover, clock
         )
         sweeper.on_fenced = lambda: self.shutdown.request("a newer life of this router is at work")
         service = RouterService(
@@ -236,6 +250,7 @@ class RouterApp:
             tasks,
             self.fleet_control,
             decisions,
+            mover,
             cancel_timeout_s=config.cancel_timeout_s,
         )
 
@@ -253,6 +268,10 @@ class RouterApp:
         )
 
         repredictor = Repredictor(self.ledger, predictor, instruments, clock, config.repredict_every_tokens)
+        repredictor.on_revised = self.fleet.revised
+        rectifier = Rectifier(config.rectify, placer, self.ledger, self.fleet, mover, clock)
+        if rectifier.on:
+            intake.on_risks = rectifier.risks
 
         await _restore_tasks(store, config.router_id, tasks)
         await self.adoption.load(store, config.router_id)
@@ -264,6 +283,7 @@ class RouterApp:
         self._run(self.durability.run(), "checkpoints")
         self._run(predictor.run(), "outcomes")
         self._run(repredictor.run(), "repredictions")
+        self._run(rectifier.run(), "moves")
         self._run(self.fleet_control.run_dns(), "dns")
         self._run(self.adoption.run(self.fleet_control.answered), "adoption")
         if store is not None:

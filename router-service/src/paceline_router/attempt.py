@@ -43,7 +43,8 @@ class Attempt:
 
     `ended` is the engine's word that it ended; the request takes it over once all its tokens are here.
     `displaced`: it is being cancelled so that the request can go elsewhere. `token_limit` is the credit sent
-    down; 0: no bound.
+    down; 0: no bound. `landing`: it gets ready to take over from another attempt, and is not the request's yet;
+    `hand_over` is what it was told then, to be said again after a broken session.
     """
 
     key: int
@@ -60,6 +61,8 @@ class Attempt:
     accepted: bool = False
     cancel_sent: bool = False
     displaced: bool = False
+    landing: bool = False
+    hand_over: attempt_pb2.ForcedTokens | None = None
     republish_asked_at: int = -1
     ended: attempt_pb2.AttemptEnded | None = None
     finish_reason: int = 0

@@ -1,6 +1,6 @@
 """Configuration of the router: section `router`, and the shared `store`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,23 @@ class SloDefaults(ConfigModel):
     """Not streaming: the smallest end-to-end budget, milliseconds."""
     task_e2e_ms: float = Field(default=120_000.0, gt=0)
     """Tasks begun without a budget: the budget of the whole task, milliseconds."""
+
+
+class RectifyConfig(ConfigModel):
+    """Moves of live requests between engines."""
+
+    mode: Literal["off", "policy"] = "off"
+    """`policy`: moves that the placement policy asks for are made; `off`: only those that an operator asks for."""
+    interval_ms: float = Field(default=250.0, gt=0)
+    """How often the policy is asked, milliseconds; also at once when a scheduler says that a request is at risk."""
+    max_moves: int = Field(default=2, ge=0)
+    """Moves of one request, at most, failed ones included."""
+    moves_per_engine: int = Field(default=2, ge=1)
+    """Moves under way from and to one engine, at most."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds after which a move that is not done is given up: the request stays where it is."""
+    fast_replay: bool = False
+    """Allow replay by one prefill, which may flip a near-tie and so change the answer."""
 
 
 class RouterConfig(ConfigModel):
@@ -114,6 +131,8 @@ class RouterConfig(ConfigModel):
     """Tenants that may drain engines, announce schedulers and see all requests. Without authentication all may."""
     chat_template: str = ""
     """Jinja template for models that bring none; empty: a plain role-and-content layout."""
+    rectify: RectifyConfig = RectifyConfig()
+    """Moves of live requests between engines."""
     slo: SloDefaults = SloDefaults()
     """Objectives of requests that declare none."""
 

@@ -7,7 +7,7 @@ from paceline.router.v1 import ledger_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.prefix import prefix_hashes
 from paceline_core.slo import SloClass
-from paceline_router.attempt import Attempt
+from paceline_router.attempt import Attempt, Explained
 from paceline_router.clock import Clock
 from paceline_router.durability import Durability
 from paceline_router.engine import Engine
@@ -85,6 +85,30 @@ class Dispatcher:
             attempt.token_limit = limit
             attempt.engine.link.credit(attempt.key, limit)
 
+    def land(
+        self,
+        request: LiveRequest,
+        engine: Engine,
+        reason: str,
+        replay: attempt_pb2.ReplayMode.ValueType,
+        ticket: attempt_pb2.KvTicket | None,
+    ) -> Attempt:
+        """Send an attempt that gets ready to take over: it takes in what is out so far, and then waits for the rest."""
+        # Room for one token more than are out: else it would count as out of credit, and not get ready.
+        limit = max(self._limit(request), request.output.count + 1)
+        explained = Explained("move", engine.engine_id, reason, (), -1.0)
+        attempt = self._attempt(request, engine, explained, 0 if limit >= request.max_tokens else limit)
+        attempt.landing = True
+        self._ledger.attempts[attempt.key] = attempt
+        self._fleet.placed(engine, attempt, self._placer.view_of(request))
+        submit = self._submit(request, attempt, attempt.placed_ms)
+        submit.spec.await_more_forced = True
+        submit.spec.replay = replay
+        if ticket is not None:
+            submit.spec.kv_ticket.CopyFrom(ticket)
+        engine.link.submit(submit)
+        return attempt
+
     def _limit(self, request: LiveRequest) -> int:
         """How far the attempt may generate: the furthest reader's window, within what it allows itself."""
         bounds = []
@@ -95,21 +119,10 @@ class Dispatcher:
         return max(1, min(furthest, request.max_tokens))
 
     def _send(self, request: LiveRequest, engine: Engine, placed: Placed, why: str) -> None:
-        now_ms = self._clock.now_ms()
         limit = self._limit(request)
-        attempt = Attempt(
-            key=self._ledger.next_key(),
-            number=request.attempts_made + 1,
-            request=request,
-            engine=engine,
-            incarnation=engine.incarnation,
-            from_index=request.output.count,
-            isolate_until=request.isolate_until,
-            placed_ms=now_ms,
-            placed_unix_ms=self._clock.unix_ms(),
-            explained=placed.explained,
-            token_limit=0 if limit >= request.max_tokens else limit,
-        )
+        bound = 0 if limit >= request.max_tokens else limit
+        attempt = self._attempt(request, engine, placed.explained, bound)
+        now_ms = attempt.placed_ms
         request.attempts.append(attempt)
         request.attempt = attempt
         if placed.placement.predicted_ms > 0:
@@ -120,6 +133,21 @@ class Dispatcher:
         request.note(now_ms, "placed", f"{engine.engine_id}: {why}, {placed.explained.reason}")
         self._durability.attempt(attempt)
         engine.link.submit(self._submit(request, attempt, now_ms))
+
+    def _attempt(self, request: LiveRequest, engine: Engine, explained: Explained, limit: int) -> Attempt:
+        return Attempt(
+            key=self._ledger.next_key(),
+            number=request.attempts_made + 1,
+            request=request,
+            engine=engine,
+            incarnation=engine.incarnation,
+            from_index=request.output.count,
+            isolate_until=request.isolate_until,
+            placed_ms=self._clock.now_ms(),
+            placed_unix_ms=self._clock.unix_ms(),
+            explained=explained,
+            token_limit=limit,
+        )
 
     def _submit(self, request: LiveRequest, attempt: Attempt, now_ms: float) -> scheduler_pb2.Submit:
         spec = attempt_pb2.AttemptSpec(

@@ -8,7 +8,7 @@ from paceline.common.v1 import attempt_pb2, engine_pb2
 from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core.headroom import HORIZONS_MS
 from paceline_core.placement.fleet_table import EngineLimits, FleetTable
-from paceline_core.placement.view import FleetView, RequestView
+from paceline_core.placement.view import FleetView, Floats, RequestView
 from paceline_router.attempt import Attempt
 from paceline_router.engine import Engine
 from paceline_router.step_costs import StepCostPool
@@ -121,13 +121,24 @@ class Fleet:
     def placed(self, engine: Engine, attempt: Attempt, request: RequestView) -> None:
         """An attempt is sent there that no report knows yet."""
         self.holds(engine, attempt)
-        moves = max(len(attempt.request.attempts) - 1, 0)
+        moves = attempt.request.moves
         self.table.placed(engine.row, attempt.key, request, attempt.placed_ms, moves)
 
     def holds(self, engine: Engine, attempt: Attempt) -> None:
         """The attempt lives there."""
         engine.attempts[attempt.key] = attempt
         engine.idle.clear()
+
+    def suspect(self, attempt: Attempt) -> None:
+        """The attempt is at risk: how far it is by now is told, and the next look takes it in."""
+        if self.table.residents is not None:
+            self.table.residents.progressed(attempt.key, attempt.request.output.count)
+            self.table.residents.due(attempt.key)
+
+    def revised(self, attempt: Attempt, cdf: Floats) -> None:
+        """A newer length distribution of the request."""
+        if self.table.residents is not None:
+            self.table.residents.reestimated(attempt.key, cdf)
 
     def seen(self, engine: Engine, key: int) -> None:
         """The engine answered for the attempt: the next report covers it."""

@@ -2,6 +2,7 @@
 engines."""
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -16,6 +17,7 @@ from paceline_router.engine import Engine
 from paceline_router.fleet import Fleet
 from paceline_router.ledger import Ledger
 from paceline_router.lifecycle import Lifecycle
+from paceline_router.mover import Mover
 from paceline_router.scheduler_link import SchedulerLink
 from paceline_router.token_intake import TokenIntake
 
@@ -48,6 +50,7 @@ class Intake:
         fleet: Fleet,
         dispatcher: Dispatcher,
         lifecycle: Lifecycle,
+        mover: Mover,
         tokens: TokenIntake,
         adopter: Adopter,
         durability: Durability,
@@ -57,10 +60,12 @@ class Intake:
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
+        self._mover = mover
         self._tokens = tokens
         self._adopter = adopter
         self._durability = durability
         self._clock = clock
+        self.on_risks: Callable[[Sequence[scheduler_pb2.Risk]], None] = lambda risks: None
 
     def on_hello_ack(self, link: SchedulerLink, ack: scheduler_pb2.HelloAck) -> None:
         """The session is open, or the engine came back: compare what lives there with what should."""
@@ -102,6 +107,8 @@ class Intake:
             attempt = attempts.get(accepted.attempt_key)
             if attempt is not None:
                 self._lifecycle.accepted(attempt, accepted.prompt_ids, accepted.cached_tokens)
+        for issued in update.tickets:
+            self._mover.ticket(issued)
         for batch in update.tokens:
             try:
                 self._tokens.take(batch)
@@ -109,6 +116,10 @@ class Intake:
                 log.exception("malformed token batch", extra={"scheduler_id": link.scheduler_id})
         if engine is not None and update.HasField("engine_lost"):
             self._engine_lost(engine, update.engine_lost)
+        if update.risks:
+            self.on_risks(update.risks)
+        for key in update.landed:
+            self._mover.landed(key)
         for ended in update.ended:
             attempt = attempts.get(ended.attempt_key)
             if attempt is None:
@@ -133,6 +144,7 @@ class Intake:
         """The session broke. Its attempts are kept for the grace; nothing new is placed there."""
         if (engine := _engine_of(link)) is not None:
             self._fleet.went_down(engine)
+            self._mover.link_broken(engine)
 
     def settle(self, attempt: Attempt) -> None:
         """Take over the end of an attempt, unless tokens before it are still missing: then ask for them."""
@@ -177,6 +189,8 @@ class Intake:
                 link.republish(key, request.output.count)
                 if attempt.token_limit:
                     link.credit(key, attempt.token_limit)
+                if attempt.hand_over is not None:
+                    link.forced(attempt.hand_over)
         if live.HasField("ended"):
             attempt.ended = live.ended
             self.settle(attempt)

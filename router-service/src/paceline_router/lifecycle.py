@@ -12,6 +12,7 @@ from paceline_router.dispatch import Dispatcher
 from paceline_router.durability import Durability
 from paceline_router.fleet import Fleet
 from paceline_router.ledger import Ledger
+from paceline_router.mover import Mover
 from paceline_router.outcomes import arrival_outcome, checkpoint_outcome
 from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
@@ -56,6 +57,7 @@ class Lifecycle:
         ledger: Ledger,
         fleet: Fleet,
         dispatcher: Dispatcher,
+        mover: Mover,
         durability: Durability,
         predictor: PredictorLink,
         tasks: TaskBook,
@@ -69,6 +71,7 @@ class Lifecycle:
         self._ledger = ledger
         self._fleet = fleet
         self._dispatcher = dispatcher
+        self._mover = mover
         self._durability = durability
         self._predictor = predictor
         self._tasks = tasks
@@ -84,6 +87,7 @@ class Lifecycle:
         request = attempt.request
         attempt.accepted = True
         self._fleet.seen(attempt.engine, attempt.key)
+        self._mover.accepted(attempt)
         if attempt is not request.attempt or request.ended:
             return
         if request.state is State.PLACED:
@@ -107,10 +111,16 @@ class Lifecycle:
         self._close(attempt, reason)
         attempt.engine.link.release(attempt.key)
         if request.ended or not current:
+            self._mover.landing_ended(attempt, ended.failure.reason or _F.FinishReason.Name(reason))
             return
+        if reason == _F.FINISH_REASON_MOVED and not request.cancel_requested:
+            if not self._mover.take_over(attempt):
+                self._lost(attempt, False, "stopped_for_a_move", counts=False, exclude=False)
+            return
+        self._mover.abandon(request, "it ended where it was")
         if reason in _WELL:
             self.end(request, State.FINISHED, finish_reason=reason, stop_string=ended.stop_string)
-        elif reason == _F.FINISH_REASON_CANCELLED and request.cancel_requested:
+        elif reason in (_F.FINISH_REASON_CANCELLED, _F.FINISH_REASON_MOVED) and request.cancel_requested:
             self._end_cancelled(request)
         elif reason == _F.FINISH_REASON_CANCELLED:
             why = "displaced" if attempt.displaced else "cancelled_by_engine"
@@ -136,7 +146,10 @@ class Lifecycle:
         # Should it still be there, it must not go on; its end will be released as that of an unknown attempt.
         attempt.engine.link.cancel(attempt.key)
         if current and not attempt.request.ended:
+            self._mover.abandon(attempt.request, f"it was lost where it was: {why}")
             self._lost(attempt, False, why, exclude=engine_lost)
+        else:
+            self._mover.landing_ended(attempt, why)
 
     def cancel(self, request: LiveRequest, why: str) -> None:
         """End a request on behalf of its client. It ends when the engine confirms, or at once when it is on
@@ -194,6 +207,7 @@ class Lifecycle:
         stop_string: str = "",
     ) -> None:
         """The end: outcome, ledger, task, store and readers, and last what is learned and counted."""
+        self._mover.abandon(request, "the request ended")
         now_ms = self._clock.now_ms()
         request.move_to(state)
         request.ended_ms = now_ms
@@ -249,7 +263,8 @@ class Lifecycle:
         self._fleet.gone(attempt.engine, attempt.key)
         if attempt.request.attempt is attempt:
             attempt.request.attempt = None
-        self._durability.attempt(attempt)
+        if not attempt.landing:
+            self._durability.attempt(attempt)
 
     def _rejected(self, attempt: Attempt, failure: attempt_pb2.Failure) -> None:
         """Refused by the engine: try another one if it is about the engine, else pass the refusal on."""
@@ -257,7 +272,7 @@ class Lifecycle:
         about_engine = failure.reason in _ELSEWHERE
         if request.cancel_requested:
             self._end_cancelled(request)
-        elif about_engine and request.attempts_made < self._max_attempts:
+        elif about_engine and request.tries < self._max_attempts:
             self._exclude(attempt)
             request.move_to(State.ACCEPTED)
             if not self._dispatcher.go(request, f"refused: {failure.reason}"):
@@ -287,7 +302,7 @@ class Lifecycle:
         loss = Loss(
             in_flight,
             request.output.count,
-            request.attempts_made if counts else 0,
+            request.tries if counts else 0,
             request.crashes,
             request.isolate_until,
         )

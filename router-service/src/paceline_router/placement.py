@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from paceline_core import lengths
 from paceline_core.placement.demand import DemandWindow
 from paceline_core.placement.margin import Margin
+from paceline_core.placement.moves import Move, Rectifier
 from paceline_core.placement.policy import Placement
 from paceline_core.placement.prices import reprice
 from paceline_core.placement.registry import make_policy
@@ -48,9 +49,24 @@ class Placer:
         self._policy = make_policy(policy, params)
         self._instruments = instruments
         self._clock = clock
+        self._rectifier = cast(Rectifier, self._policy) if hasattr(self._policy, "rectify") else None
         self._priced = self._policy if isinstance(self._policy, Margin) else None
         self._demand = DemandWindow()
         self._priced_ms = float("-inf")
+
+    @property
+    def rectifies(self) -> bool:
+        """True if the policy also looks at requests under way."""
+        return self._rectifier is not None
+
+    def rectify(self) -> tuple[Move, ...]:
+        """Moves that the policy wants now, best first. What it has looked at is noted."""
+        now_ms, table = self._clock.now_ms(), self._fleet.table
+        if self._rectifier is None or table.residents is None:
+            return ()
+        found = self._rectifier.rectify(table.view(now_ms), now_ms)
+        table.residents.checked(found.checked)
+        return found.moves
 
     @property
     def policy(self) -> str:

@@ -6,6 +6,7 @@ from paceline.common.v1 import slo_pb2
 from paceline.router.v1 import generation_pb2, router_pb2
 from paceline_router.attempt import Attempt
 from paceline_router.engine import Engine
+from paceline_router.move import Move
 from paceline_router.request import LiveRequest
 from paceline_router.scheduler_link import LinkState, SchedulerLink
 from paceline_store.rows import AttemptRow, RequestRow
@@ -101,6 +102,20 @@ def dialled_record(link: SchedulerLink) -> router_pb2.EngineRecord:
     fenced = link.state is LinkState.FENCED
     state = router_pb2.ENGINE_STATE_DOWN if fenced else router_pb2.ENGINE_STATE_CONNECTING
     return router_pb2.EngineRecord(scheduler_endpoint=link.endpoint, state=state)
+
+
+def move_record(move: Move) -> router_pb2.MoveRequestResponse:
+    """A move that is done."""
+    return router_pb2.MoveRequestResponse(
+        from_engine_id=move.source.engine.engine_id,
+        engine_id=move.target.engine_id,
+        way=int(move.way),  # type: ignore[arg-type]
+        prepared_tokens=move.prepared,
+        from_index=move.from_index,
+        kv_bytes=move.kv_bytes,
+        prepare_ms=move.ready_ms - move.started_ms,
+        stop_ms=move.stopped_ms - move.ready_ms,
+    )
 
 
 def _attempt_record(attempt: Attempt) -> router_pb2.AttemptRecord:

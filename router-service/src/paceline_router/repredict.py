@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from paceline_core.lengths import FloatArray
+from paceline_router.attempt import Attempt
 from paceline_router.clock import Clock
 from paceline_router.estimate import Estimate
 from paceline_router.ledger import Ledger
@@ -51,6 +53,7 @@ class Repredictor:
         self._every_tokens = every_tokens
         self._looking: Iterator[LiveRequest] = iter(())
         self._busy_s = 0.0
+        self.on_revised: Callable[[Attempt, FloatArray], None] = lambda attempt, cdf: None
 
     async def run(self) -> None:
         """Revise until cancelled. Ends at once when there is nothing to ask."""
@@ -115,6 +118,7 @@ class Repredictor:
         if request.ended or attempt is None:
             return False
         request.revised = estimate
+        self.on_revised(attempt, estimate.cdf)
         attempt.engine.link.reestimate(attempt.key, estimate.message)
         detail = (
             f"at {estimate.message.generated_tokens} tokens: P50 {estimate.p50:.0f}, P90 {estimate.p90:.0f}"

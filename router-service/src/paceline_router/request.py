@@ -18,6 +18,7 @@ from paceline_router.output import Output
 from paceline_router.states import ENDS, NEXT, IllegalTransition, State
 
 if TYPE_CHECKING:
+    from paceline_router.move import Move
     from paceline_router.outlet import Outlet
 
 MAX_EVENTS: Final = 64
@@ -41,6 +42,7 @@ class LiveRequest:
     classes). `estimate` was made at arrival, `revised` is the newest one made since, when `repredicted` times the
     configured number of tokens were out. `forecast`: what its task still needs, as known last; `call_due_ms`: the
     instant by which the call is wanted then, infinite while nobody knows better than the task's deadline.
+    `move`: the move under way; `moves` were begun and `moves_done` of them done.
     `given_up`: why the router itself ends it, once its engine has confirmed. `recorded`: its row in the store is its
     own. Times are the router's monotonic milliseconds.
     """
@@ -68,6 +70,9 @@ class LiveRequest:
         "isolate_until",
         "max_tokens",
         "max_wait_ms",
+        "move",
+        "moves",
+        "moves_done",
         "outlets",
         "output",
         "predicted_e2e_ms",
@@ -126,6 +131,9 @@ class LiveRequest:
         self.prior_attempts = 0
         self.attempt: Attempt | None = None
         self.crashes = 0
+        self.move: Move | None = None
+        self.moves = 0
+        self.moves_done = 0
         self.isolate_until = 0
         self.excluded: frozenset[int] = frozenset()
         self.output = Output()
@@ -159,6 +167,11 @@ class LiveRequest:
     def attempts_made(self) -> int:
         """Attempts so far, those of earlier lives of the router included."""
         return self.prior_attempts + len(self.attempts)
+
+    @property
+    def tries(self) -> int:
+        """Attempts so far that were not moves: those are no sign of trouble."""
+        return self.attempts_made - self.moves_done
 
     @property
     def durability(self) -> int:

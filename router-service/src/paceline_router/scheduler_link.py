@@ -89,6 +89,9 @@ class SchedulerLink:
         self._releases: list[int] = []
         self._credits: dict[int, int] = {}
         self._republishes: dict[int, int] = {}
+        self._move_outs: list[int] = []
+        self._forced: list[attempt_pb2.ForcedTokens] = []
+        self._moved: list[int] = []
         self._reestimates: dict[int, scheduler_pb2.Reestimate] = {}
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
@@ -150,6 +153,24 @@ class SchedulerLink:
         """Ask for tokens again."""
         if self.open:
             self._republishes[key] = from_index
+            self._wake.set()
+
+    def move_out(self, key: int) -> None:
+        """Ask for a ticket for the KV of an attempt."""
+        if self.open:
+            self._move_outs.append(key)
+            self._wake.set()
+
+    def forced(self, forced: attempt_pb2.ForcedTokens) -> None:
+        """Give an attempt that awaits them further ids."""
+        if self.open:
+            self._forced.append(forced)
+            self._wake.set()
+
+    def moved(self, key: int) -> None:
+        """Stop an attempt for good, because another one takes over; its AttemptEnded MOVED confirms."""
+        if self.open:
+            self._moved.append(key)
             self._wake.set()
 
     async def run(self) -> None:
@@ -277,6 +298,9 @@ class SchedulerLink:
                 attempt_pb2.Republish(attempt_key=k, from_index=i) for k, i in self._republishes.items()
             ],
             reestimates=self._reestimates.values(),
+            move_outs=self._move_outs,
+            forced=self._forced,
+            moved=self._moved,
         )
         self._clear()
         return commands
@@ -284,6 +308,7 @@ class SchedulerLink:
     def _clear(self) -> None:
         self._submits, self._cancels, self._releases = [], [], []
         self._credits, self._republishes, self._reestimates = {}, {}, {}
+        self._move_outs, self._forced, self._moved = [], [], []
 
     def _open(self) -> None:
         self._clear()

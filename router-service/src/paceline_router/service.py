@@ -10,13 +10,16 @@ from paceline_router.decisions import Decisions
 from paceline_router.dispatch import Dispatcher
 from paceline_router.fleet_control import FleetControl
 from paceline_router.lifecycle import Lifecycle
+from paceline_router.move import Way
+from paceline_router.mover import Mover
 from paceline_router.queries import Queries
 from paceline_router.readers import Readers
+from paceline_router.records import move_record
 from paceline_router.sessions import ClientSession
 from paceline_router.single_stream import SingleStreams
 from paceline_router.tasks import TaskBook
 from paceline_router.validation import check_name, check_task
-from paceline_runtime.errors import PacelineError, Reason, unimplemented
+from paceline_runtime.errors import PacelineError, Reason, invalid, unimplemented
 from paceline_runtime.rpc_context import tenant
 
 
@@ -33,6 +36,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         tasks: TaskBook,
         fleet_control: FleetControl,
         decisions: Decisions,
+        mover: Mover,
         *,
         cancel_timeout_s: float,
     ) -> None:
@@ -44,6 +48,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self._tasks = tasks
         self._fleet_control = fleet_control
         self._decisions = decisions
+        self._mover = mover
         self._single = SingleStreams(admission, readers)
         self._cancel_timeout_s = cancel_timeout_s
 
@@ -152,6 +157,17 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         """Takes an engine out of placement, or back in."""
         self._admission.check_operator(tenant())
         return await self._fleet_control.drain(request)
+
+    async def MoveRequest(
+        self, request: router_pb2.MoveRequestRequest, context: Any
+    ) -> router_pb2.MoveRequestResponse:
+        """Moves a live request; returns when the other engine has taken over."""
+        self._admission.check_operator(tenant())
+        if request.way not in (0, *Way):
+            raise invalid(f"way {request.way} is not known", field="way")
+        live = await self._readers.find(request.request_id, self._scope())
+        move = await self._mover.move(live, request.engine_id, Way(request.way) if request.way else None)
+        return move_record(move)
 
     async def ExplainRequest(
         self, request: router_pb2.ExplainRequestRequest, context: Any

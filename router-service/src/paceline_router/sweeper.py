@@ -9,6 +9,7 @@ from paceline_router.dispatch import Dispatcher
 from paceline_router.fleet_control import FleetControl
 from paceline_router.ledger import Ledger
 from paceline_router.lifecycle import Lifecycle
+from paceline_router.mover import Mover
 from paceline_router.readers import Readers
 from paceline_router.tasks import TaskBook
 
@@ -28,6 +29,7 @@ class Sweeper:
         readers: Readers,
         tasks: TaskBook,
         fleet_control: FleetControl,
+        mover: Mover,
         clock: Clock,
     ) -> None:
         self._ledger = ledger
@@ -36,6 +38,7 @@ class Sweeper:
         self._readers = readers
         self._tasks = tasks
         self._fleet_control = fleet_control
+        self._mover = mover
         self._clock = clock
         self.on_fenced: Callable[[], None] = lambda: None
 
@@ -53,5 +56,6 @@ class Sweeper:
             self._lifecycle.expire(request)
         self._readers.expire()
         self._fleet_control.sweep()
+        self._mover.sweep()
         self._tasks.expire()
         self._ledger.expire(self._clock.now_ms())

@@ -67,6 +67,8 @@ class TokenIntake:
             a, b = _WORD * start, _WORD * after
             request.output.append(ids[a:b], lengths[a:b], text[ends[start - 1] : ends[after - 1]])
             attempt.republish_asked_at = -1
+            if request.move is not None:
+                request.move.pass_on(request.output.ids)
             request.timeline.take(request.slo, have, fresh, now_ms - request.arrival.ms)
             if request.state is not State.RUNNING:
                 if have == 0:

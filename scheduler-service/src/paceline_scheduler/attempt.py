@@ -45,6 +45,8 @@ class Attempt:
     held_end: attempt_pb2.AttemptEnded | None = None
     forced: tuple[attempt_pb2.ForcedTokens, ...] = ()
     """Ids forced on it since it was added, kept because a stream that breaks may lose them."""
+    lands_at_tokens: int = 0
+    """Output ids that came with it, at least 1, while it awaits more; 0: it awaits none, or has taken them in."""
     timeline: list[tuple[float, str, str]] = field(default_factory=list)
     """(milliseconds since arrival, event, detail)."""
 
@@ -53,6 +55,19 @@ class Attempt:
         if len(self.timeline) >= TIMELINE_EVENTS:
             del self.timeline[TIMELINE_EVENTS // 2]
         self.timeline.append((at_ms, event, detail))
+
+    def force(self, forced: attempt_pb2.ForcedTokens) -> None:
+        """Further forced ids. Once they are final the spec has them like those it came with, and awaits none."""
+        self.forced = (*self.forced, forced)
+        if not forced.final:
+            return
+        self.lands_at_tokens = 0
+        spec = self.add.spec if self.add is not None else attempt_pb2.AttemptSpec.FromString(self.spec_bytes)
+        for known in self.forced:
+            spec.forced_ids = spec.forced_ids[: 4 * known.first_index] + known.ids
+        spec.await_more_forced = False
+        if self.add is None:
+            self.spec_bytes = spec.SerializeToString()
 
     def take_in(self, prompt_ids: bytes) -> None:
         """The engine accepted: the prompt is kept as ids only."""

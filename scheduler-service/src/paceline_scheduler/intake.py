@@ -49,7 +49,7 @@ class Intake:
         for forced in commands.forced:
             attempt = self._alive(session, forced.attempt_key)
             if attempt is not None:
-                attempt.forced = (*attempt.forced, forced)
+                attempt.force(forced)
                 self._state.outbox.forced(forced)
         for key in commands.moved:
             attempt = self._owned(session, key)
@@ -96,6 +96,8 @@ class Intake:
         table.arrival_ms[row] = arrival_ms
         table.prompt_tokens[row] = prompt_tokens_guess(spec)
         table.generated[row] = len(spec.forced_ids) // 4
+        if spec.await_more_forced:
+            attempt.lands_at_tokens = max(1, len(spec.forced_ids) // 4)
         table.token_limit[row] = submit.token_limit
         table.isolate_until[row] = submit.isolate_until_index
         table.priority[row] = int(np.clip(submit.priority, -(2**31) + 1, 2**31 - 1))

@@ -214,8 +214,18 @@ class Reports:
             if was_prefilling and kv_tokens >= table.prompt_tokens[row]:
                 state.mark_dirty()
             self.moved_to(attempt, stands, now_ms)
+            if attempt.lands_at_tokens and attempt.accepted:
+                self._landing(attempt, kv_tokens)
         if rows:
             state.tenants.served(np.asarray(rows), np.asarray(work))
+
+    def _landing(self, attempt: Attempt, kv_tokens: int) -> None:
+        """Tell its owner once it has taken in what it came with. The last id is fed with the first new token."""
+        ready = int(self._state.table.prompt_tokens[attempt.row]) + attempt.lands_at_tokens - 1
+        session = self._state.sessions.get(attempt.router_id)
+        if kv_tokens >= ready and session is not None:
+            attempt.lands_at_tokens = 0
+            session.landed(attempt.key)
 
     def moved_to(self, attempt: Attempt, stands: RunState, now_ms: float) -> None:
         """The engine says where the attempt stands."""

@@ -64,6 +64,10 @@ class RouterSession:
         """A ticket for a move, or why there is none."""
         self._update(128).tickets.append(ticket)
 
+    def landed(self, key: int) -> None:
+        """An attempt that awaits further forced ids has taken in all that came with its submit."""
+        self._update(16).landed.append(key)
+
     def risk(self, risk: scheduler_pb2.Risk) -> None:
         """An attempt is at risk."""
         self._update(32).risks.append(risk)

@@ -22,6 +22,13 @@ from paceline_cli.target import (
 app = typer.Typer(help="Requests: live ones and those in the store.", no_args_is_help=True)
 
 _CALL_S = 10.0
+_MOVE_S = 60.0
+_WAYS = {
+    "": router_pb2.MOVE_WAY_UNSPECIFIED,
+    "kv": router_pb2.MOVE_WAY_KV,
+    "replay-exact": router_pb2.MOVE_WAY_REPLAY_EXACT,
+    "replay-fast": router_pb2.MOVE_WAY_REPLAY_FAST,
+}
 
 
 @app.command("list")
@@ -98,6 +105,37 @@ def show(
         print_json(as_dict(record))
     else:
         print_record(record)
+
+
+@app.command("move")
+def move(
+    request_id: Annotated[str, typer.Argument(help="The request, live.")],
+    to: Annotated[str, typer.Option("--to", help="The engine that is to go on with it.")],
+    way: Annotated[str, typer.Option(help="kv, replay-exact or replay-fast; empty: the faster one.")] = "",
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    router: RouterOption = "",
+    token: TokenOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Move a live request to another engine. Its client notices a pause at most; a move that fails changes nothing.
+
+    Example: paceline request move req-7f3a --to cpu-1
+    """
+    asked = router_pb2.MoveRequestRequest(request_id=request_id, engine_id=to, way=_way_number(way))
+
+    async def ask() -> router_pb2.MoveRequestResponse:
+        async with router_of(find_target(state_dir, router, token)) as stub:
+            return await stub.MoveRequest(asked, timeout=_MOVE_S)
+
+    done = asyncio.run(ask())
+    if as_json:
+        print_json(as_dict(done))
+        return
+    name = next(name for name, number in _WAYS.items() if number == done.way)
+    console.print(
+        f"{request_id} moved from {done.from_engine_id} to {done.engine_id} by {name} at token {done.from_index}: "
+        f"ready after {done.prepare_ms:.0f} ms, stopped {done.stop_ms:.0f} ms later"
+    )
 
 
 def explain(
@@ -222,6 +260,12 @@ def slo_text(slo: slo_pb2.Slo) -> str:
     if target == "task":
         return f"task {slo.task.task_id} {slo.task.e2e_ms:g} ms"
     return "best effort" if target == "best_effort" else "-"
+
+
+def _way_number(way: str) -> router_pb2.MoveWay.ValueType:
+    if way not in _WAYS:
+        raise CommandError(f"no way {way!r}: use one of {', '.join(filter(None, _WAYS))}")
+    return _WAYS[way]
 
 
 def _state_number(name: str | None) -> attempt_pb2.RequestState.ValueType:

@@ -13,6 +13,7 @@ from paceline_core.slo import SloClass
 Ints = NDArray[np.int64]
 
 _FLOATS: Final = ("arrival_ms", "placed_ms", "due_ms", "ttft_ms", "tbt_ms", "first_mean")
+_LONG_AGO: Final = -(1 << 40)
 _INTS: Final = ("engine", "prompt_tokens", "generated", "max_tokens", "moves", "checked")
 
 
@@ -126,6 +127,12 @@ class ResidentTable:
     def checked(self, rows: Ints) -> None:
         """These rows were looked at for a move."""
         self._ints["checked"][rows] = self._ints["generated"][rows]
+
+    def due(self, key: int) -> None:
+        """The next look for moves takes it in, whatever it wrote since the last one."""
+        row = self._row_of.get(key)
+        if row is not None:
+            self._ints["checked"][row] = _LONG_AGO
 
     def remove(self, key: int) -> None:
         """It ended, or left; nothing happens when it is not there."""

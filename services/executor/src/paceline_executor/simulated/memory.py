@@ -20,6 +20,8 @@ class KvMemory:
         """Evictions that no plan asked for, since they were last taken."""
         self.evicted: list[Attempt] = []
         """Attempts that lost their KV since they were last taken."""
+        self.complete: list[Attempt] = []
+        """Attempts that came in with all that they know and have nothing to run, since they were last taken."""
 
     @property
     def residents(self) -> int:

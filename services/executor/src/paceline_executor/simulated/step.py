@@ -67,6 +67,9 @@ def choose(
         # Room may have been made at the cost of this attempt's own KV: what is due is read after it is admitted.
         if not memory.admit(attempt):
             continue
+        if not attempt.runnable(chunk_tokens):
+            memory.complete.append(attempt)
+            continue
         if attempt.prefilling:
             end = attempt.prefill_end(prefill_budget_tokens - taken, chunk_tokens)
             tokens = end - attempt.kv_tokens

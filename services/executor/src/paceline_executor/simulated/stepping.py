@@ -202,6 +202,10 @@ class StepLoop:
         for evicted in self._memory.evicted:
             self._moved[evicted.key] = evicted
         self._memory.evicted.clear()
+        for complete in self._memory.complete:
+            complete.state = AttemptState.PAUSED
+            self._moved[complete.key] = complete
+        self._memory.complete.clear()
         keys = frozenset(attempt.key for attempt in run_set)
         if keys == self._run_set and all(attempt.state is AttemptState.RUNNING for attempt in run_set):
             return

@@ -107,7 +107,13 @@ SLO_OUTCOMES = _counter("slo_outcomes", "Requests by whether they met their SLO"
 TOKENS = _counter("tokens", "Output tokens by whether they were in time", MODEL, SLO_CLASS, OUTCOME)
 PLACEMENTS = _counter("placements", "Placement decisions", POLICY, ENGINE)
 REPLAYS = _counter("replays", "Attempts started again after a failure", REASON)
-MIGRATIONS = _counter("migrations", "Moves of a live request", OUTCOME)
+MIGRATIONS = _counter("migrations", "Moves of a live request, by how they ended", OUTCOME, "way", REASON)
+MOVE_DURATION = _histogram(
+    "move_duration", "s", _LATENCY_S, "Time from the start of a move until it is done", "way"
+)
+KV_MOVED_BYTES = _counter(
+    "kv_moved", "KV state offered to engines by moves that were done", ENGINE, unit="By"
+)
 REPREDICTIONS = _counter("repredictions", "Estimates of running requests made anew", OUTCOME)
 OUTCOMES_DROPPED = _counter("outcomes_dropped", "Ended requests and tasks that the predictor did not hear of")
 TASK_FORECASTS = _counter("task_forecasts", "Forecasts of tasks asked for, by who made them", SOURCE)

@@ -98,6 +98,7 @@ class GenerationSpec(_message.Message):
     HAS_TOOLS_FIELD_NUMBER: _builtins.int
     WANTS_JSON_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    NOT_MOVABLE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client (1-128 characters of A-Z a-z 0-9 . _ : -), or empty: the router draws one. A known id is refused
     with ALREADY_EXISTS.
@@ -134,6 +135,8 @@ class GenerationSpec(_message.Message):
     """Tenant of the caller, said by a front door that authenticated it. The router takes it only from callers it trusts to
     say so, and else uses the tenant of the call's own credentials.
     """
+    not_movable: _builtins.bool
+    """True: not moved while its engine lives and serves."""
     @_builtins.property
     def messages(self) -> Global___Messages:
         """A conversation; the model's chat template is applied once, at the router."""
@@ -168,10 +171,11 @@ class GenerationSpec(_message.Message):
         has_tools: _builtins.bool = ...,
         wants_json: _builtins.bool = ...,
         tenant: _builtins.str = ...,
+        not_movable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "messages", b"messages", "sampling", b"sampling", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "cache_salt", b"cache_salt", "durability", b"durability", "has_tools", b"has_tools", "input", b"input", "max_tokens", b"max_tokens", "max_wait_ms", b"max_wait_ms", "messages", b"messages", "model", b"model", "on_disconnect", b"on_disconnect", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "slo", b"slo", "streaming", b"streaming", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent", "wants_json", b"wants_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "cache_salt", b"cache_salt", "durability", b"durability", "has_tools", b"has_tools", "input", b"input", "max_tokens", b"max_tokens", "max_wait_ms", b"max_wait_ms", "messages", b"messages", "model", b"model", "not_movable", b"not_movable", "on_disconnect", b"on_disconnect", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "slo", b"slo", "streaming", b"streaming", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent", "wants_json", b"wants_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["messages", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

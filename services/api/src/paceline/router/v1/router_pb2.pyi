@@ -60,6 +60,34 @@ ENGINE_STATE_DOWN: EngineState.ValueType  # 5
 """Its scheduler or engine is gone."""
 Global___EngineState: _TypeAlias = EngineState  # noqa: Y015
 
+class _MoveWay:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MoveWayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MoveWay.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVE_WAY_UNSPECIFIED: _MoveWay.ValueType  # 0
+    """The one that is expected to be done first."""
+    MOVE_WAY_KV: _MoveWay.ValueType  # 1
+    """Its KV is pulled; what is missing is replayed."""
+    MOVE_WAY_REPLAY_EXACT: _MoveWay.ValueType  # 2
+    """Its tokens are taken in as they were: the same numbers again."""
+    MOVE_WAY_REPLAY_FAST: _MoveWay.ValueType  # 3
+    """Its tokens are taken in by one prefill: faster, may flip a near-tie."""
+
+class MoveWay(_MoveWay, metaclass=_MoveWayEnumTypeWrapper):
+    """How the state of a request gets to another engine."""
+
+MOVE_WAY_UNSPECIFIED: MoveWay.ValueType  # 0
+"""The one that is expected to be done first."""
+MOVE_WAY_KV: MoveWay.ValueType  # 1
+"""Its KV is pulled; what is missing is replayed."""
+MOVE_WAY_REPLAY_EXACT: MoveWay.ValueType  # 2
+"""Its tokens are taken in as they were: the same numbers again."""
+MOVE_WAY_REPLAY_FAST: MoveWay.ValueType  # 3
+"""Its tokens are taken in by one prefill: faster, may flip a near-tie."""
+Global___MoveWay: _TypeAlias = MoveWay  # noqa: Y015
+
 @_typing.final
 class SessionRequest(_message.Message):
     """Client to router."""
@@ -1372,6 +1400,86 @@ class DrainEngineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainEngineResponse: _TypeAlias = DrainEngineResponse  # noqa: Y015
+
+@_typing.final
+class MoveRequestRequest(_message.Message):
+    """Which request, where to, and how."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    engine_id: _builtins.str
+    """The engine that is to go on with it."""
+    way: Global___MoveWay.ValueType
+    """How."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        engine_id: _builtins.str = ...,
+        way: Global___MoveWay.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "request_id", b"request_id", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveRequestRequest: _TypeAlias = MoveRequestRequest  # noqa: Y015
+
+@_typing.final
+class MoveRequestResponse(_message.Message):
+    """A move that is done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_ENGINE_ID_FIELD_NUMBER: _builtins.int
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
+    PREPARED_TOKENS_FIELD_NUMBER: _builtins.int
+    FROM_INDEX_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    PREPARE_MS_FIELD_NUMBER: _builtins.int
+    STOP_MS_FIELD_NUMBER: _builtins.int
+    from_engine_id: _builtins.str
+    """The engine it left."""
+    engine_id: _builtins.str
+    """The engine it is on."""
+    way: Global___MoveWay.ValueType
+    """How its state got there."""
+    prepared_tokens: _builtins.int
+    """Output tokens that the new engine had been given while the old one went on."""
+    from_index: _builtins.int
+    """Output tokens when the old engine stopped: the new one goes on from here."""
+    kv_bytes: _builtins.int
+    """Size of the KV state that was offered, bytes; 0: none."""
+    prepare_ms: _builtins.float
+    """From the start of the move until the new engine was ready, milliseconds."""
+    stop_ms: _builtins.float
+    """From then until the old engine had stopped, milliseconds."""
+    def __init__(
+        self,
+        *,
+        from_engine_id: _builtins.str = ...,
+        engine_id: _builtins.str = ...,
+        way: Global___MoveWay.ValueType = ...,
+        prepared_tokens: _builtins.int = ...,
+        from_index: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
+        prepare_ms: _builtins.float = ...,
+        stop_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id", "from_engine_id", b"from_engine_id", "from_index", b"from_index", "kv_bytes", b"kv_bytes", "prepare_ms", b"prepare_ms", "prepared_tokens", b"prepared_tokens", "stop_ms", b"stop_ms", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveRequestResponse: _TypeAlias = MoveRequestResponse  # noqa: Y015
 
 @_typing.final
 class ExplainRequestRequest(_message.Message):

@@ -95,6 +95,11 @@ class RouterServiceStub(object):
                 request_serializer=paceline_dot_router_dot_v1_dot_router__pb2.DrainEngineRequest.SerializeToString,
                 response_deserializer=paceline_dot_router_dot_v1_dot_router__pb2.DrainEngineResponse.FromString,
                 _registered_method=True)
+        self.MoveRequest = channel.unary_unary(
+                '/paceline.router.v1.RouterService/MoveRequest',
+                request_serializer=paceline_dot_router_dot_v1_dot_router__pb2.MoveRequestRequest.SerializeToString,
+                response_deserializer=paceline_dot_router_dot_v1_dot_router__pb2.MoveRequestResponse.FromString,
+                _registered_method=True)
         self.ExplainRequest = channel.unary_unary(
                 '/paceline.router.v1.RouterService/ExplainRequest',
                 request_serializer=paceline_dot_router_dot_v1_dot_router__pb2.ExplainRequestRequest.SerializeToString,
@@ -190,6 +195,13 @@ class RouterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveRequest(self, request, context):
+        """Moves a live request to another engine; returns when that one has taken over. A move that fails changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainRequest(self, request, context):
         """Why a request went where it went.
         """
@@ -259,6 +271,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.DrainEngine,
                     request_deserializer=paceline_dot_router_dot_v1_dot_router__pb2.DrainEngineRequest.FromString,
                     response_serializer=paceline_dot_router_dot_v1_dot_router__pb2.DrainEngineResponse.SerializeToString,
+            ),
+            'MoveRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveRequest,
+                    request_deserializer=paceline_dot_router_dot_v1_dot_router__pb2.MoveRequestRequest.FromString,
+                    response_serializer=paceline_dot_router_dot_v1_dot_router__pb2.MoveRequestResponse.SerializeToString,
             ),
             'ExplainRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainRequest,
@@ -591,6 +608,33 @@ class RouterService(object):
             '/paceline.router.v1.RouterService/DrainEngine',
             paceline_dot_router_dot_v1_dot_router__pb2.DrainEngineRequest.SerializeToString,
             paceline_dot_router_dot_v1_dot_router__pb2.DrainEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paceline.router.v1.RouterService/MoveRequest',
+            paceline_dot_router_dot_v1_dot_router__pb2.MoveRequestRequest.SerializeToString,
+            paceline_dot_router_dot_v1_dot_router__pb2.MoveRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class RouterServiceStub:
     """The fleet."""
     DrainEngine: _aio.UnaryUnaryMultiCallable[_router_pb2.DrainEngineRequest, _router_pb2.DrainEngineResponse]
     """Takes an engine out of placement."""
+    MoveRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.MoveRequestRequest, _router_pb2.MoveRequestResponse]
+    """Moves a live request to another engine; returns when that one has taken over. A move that fails changes nothing."""
     ExplainRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequestRequest, _router_pb2.ExplainRequestResponse]
     """Why a request went where it went."""
 
@@ -141,6 +143,14 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_router_pb2.DrainEngineRequest, _abc.Awaitable[_router_pb2.DrainEngineResponse]],
     ) -> _abc.Awaitable[_router_pb2.DrainEngineResponse]:
         """Takes an engine out of placement."""
+
+    @_abc_1.abstractmethod
+    def MoveRequest(
+        self,
+        request: _router_pb2.MoveRequestRequest,
+        context: _aio.ServicerContext[_router_pb2.MoveRequestRequest, _abc.Awaitable[_router_pb2.MoveRequestResponse]],
+    ) -> _abc.Awaitable[_router_pb2.MoveRequestResponse]:
+        """Moves a live request to another engine; returns when that one has taken over. A move that fails changes nothing."""
 
     @_abc_1.abstractmethod
     def ExplainRequest(

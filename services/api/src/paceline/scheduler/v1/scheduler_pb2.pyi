@@ -495,6 +495,7 @@ class Update(_message.Message):
     RISKS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     ENGINE_LOST_FIELD_NUMBER: _builtins.int
+    LANDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.AttemptAccepted]:
         """Attempts taken in."""
@@ -523,6 +524,10 @@ class Update(_message.Message):
     def engine_lost(self) -> Global___EngineLost:
         """The engine is gone: all its attempts with it. Ends with in_flight follow in `ended` of the same update."""
 
+    @_builtins.property
+    def landed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Attempts that await further forced ids and have taken in all that came with the submit."""
+
     def __init__(
         self,
         *,
@@ -533,10 +538,11 @@ class Update(_message.Message):
         risks: _abc.Iterable[Global___Risk] | None = ...,
         load: Global___Load | None = ...,
         engine_lost: Global___EngineLost | None = ...,
+        landed: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine_lost", b"engine_lost", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ended", b"ended", "engine_lost", b"engine_lost", "load", b"load", "risks", b"risks", "tickets", b"tickets", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ended", b"ended", "engine_lost", b"engine_lost", "landed", b"landed", "load", b"load", "risks", b"risks", "tickets", b"tickets", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
