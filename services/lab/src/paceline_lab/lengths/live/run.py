@@ -18,6 +18,9 @@ from paceline_lab.prompts.model import Prompt
 from paceline_runtime.channel import channel
 
 _PREDICTOR_TIMEOUT_S = 5.0
+_TRIES = 30
+_PAUSE_S = 1.0
+"""Tries again after a refusal for want of an engine, and the pause before each."""
 _ENDED_WELL = {
     attempt_pb2.FINISH_REASON_STOP,
     attempt_pb2.FINISH_REASON_STOP_STRING,
@@ -115,9 +118,17 @@ async def _answered(stub: router_pb2_grpc.RouterServiceStub, job: _Job) -> Answe
     spec.slo.best_effort.SetInParent()
     finished = None
     try:
-        async for event in stub.Generate(router_pb2.GenerateRequest(spec=spec)):
-            if event.WhichOneof("event") == "finished":
-                finished = event.finished
+        for patience in range(_TRIES, -1, -1):
+            try:
+                async for event in stub.Generate(router_pb2.GenerateRequest(spec=spec)):
+                    if event.WhichOneof("event") == "finished":
+                        finished = event.finished
+                break
+            except grpc.aio.AioRpcError as error:
+                # Nothing was promised yet: on a busy machine all engines may look stale for a moment.
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or not patience:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
         explained = await stub.ExplainRequest(router_pb2.ExplainRequestRequest(request_id=request_id))
     except grpc.aio.AioRpcError as error:
         raise LiveLengthsError(f"{error.code().name}: {error.details()}") from None
