@@ -104,9 +104,7 @@ def _jobs(plan: LiveLengthsPlan) -> Iterator[_Job]:
 
 
 async def _answered(stub: router_pb2_grpc.RouterServiceStub, job: _Job) -> Answered:
-    request_id = f"lengths-{uuid.uuid4().hex}"
     spec = generation_pb2.GenerationSpec(
-        request_id=request_id,
         app=job.prompt.family.value,
         max_tokens=job.max_tokens,
         streaming=True,
@@ -119,6 +117,7 @@ async def _answered(stub: router_pb2_grpc.RouterServiceStub, job: _Job) -> Answe
     finished = None
     try:
         for patience in range(_TRIES, -1, -1):
+            spec.request_id = f"lengths-{uuid.uuid4().hex}"
             try:
                 async for event in stub.Generate(router_pb2.GenerateRequest(spec=spec)):
                     if event.WhichOneof("event") == "finished":
@@ -129,7 +128,7 @@ async def _answered(stub: router_pb2_grpc.RouterServiceStub, job: _Job) -> Answe
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or not patience:
                     raise
                 await asyncio.sleep(_PAUSE_S)
-        explained = await stub.ExplainRequest(router_pb2.ExplainRequestRequest(request_id=request_id))
+        explained = await stub.ExplainRequest(router_pb2.ExplainRequestRequest(request_id=spec.request_id))
     except grpc.aio.AioRpcError as error:
         raise LiveLengthsError(f"{error.code().name}: {error.details()}") from None
     if finished is None or finished.finish_reason not in _ENDED_WELL:
