@@ -103,6 +103,46 @@ def relay(
     print("CPU, cores: " + ", ".join(f"{name} {cores:.2f}" for name, cores in result["cpu_cores"].items()))
 
 
+@app.command("migration")
+def migration(
+    contexts: Annotated[
+        str, typer.Option(help="Prompt lengths, tokens, with commas between.")
+    ] = "128,512,1024,2048",
+    rounds: Annotated[int, typer.Option(min=1, help="Moves of each kind at each length.")] = 5,
+    seed: Annotated[int, typer.Option(help="Chooses the prompts.")] = 1,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the pause that a client sees when its request is moved to another engine, by KV and by exact replay.
+
+    Leave the machine alone meanwhile.
+
+    Example: paceline bench migration --json
+    """
+    from paceline_cli.bench.migration import bench_migration
+    from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.migration import MigrationBenchError, MigrationPlan
+
+    lengths = tuple(int(part) for part in contexts.split(",") if part.strip().isdigit())
+    if not lengths or min(lengths) < 1:
+        raise CommandError(f"--contexts must be lengths with commas between, got {contexts!r}")
+    plan = MigrationPlan(contexts=lengths, rounds=rounds, seed=seed)
+    try:
+        result = asyncio.run(bench_migration(plan, tuple(sets or ()), _say))
+    except MigrationBenchError as error:
+        raise CommandError(f"the run is void: {error}") from None
+    if as_json:
+        print_json(result)
+        return
+    for row in result["rows"]:
+        pause = row["pause_ms"]
+        print(
+            f"context {row['context_tokens']:5d}, {row['way']:6}: pause P50 {pause['p50']:.0f} ms, "
+            f"P90 {pause['p90']:.0f} ms; {row['kv_bytes'] / 1e6:.1f} MB; identical {row['identical_share']:.0%}"
+        )
+    print(f"the router chose the way with the shorter pause in {result['chosen_faster_share']:.0%}")
+
+
 @app.command("predictor")
 def predictor(
     seed: Annotated[int, typer.Option(help="Chooses the questions.")] = 1,
