@@ -192,3 +192,25 @@ async def test_the_policy_moves_what_is_late_to_a_stronger_engine_and_says_why(l
     assert any(e.event == "moved" and "goodserve" in e.detail for e in said.events)
     assert said.placements[1].policy == "move"
     assert router.app.mover.counts["moved"] == 1
+
+
+async def test_a_router_that_dies_in_a_move_leaves_the_request_where_it_was(line, spec):
+    router, session = await two(line, time_scale=1.0)
+    answer = await session.submit(spec(tokens=150, request_id="r"))
+    await session.until(lambda: answer.count > 5)
+    live = router.app.ledger.find("r")
+    here, there = sides(router, "r")
+    links = {engine.engine_id: engine.link for engine in router.app.fleet}
+    links[here].moved = lambda key: None  # so that the move stays in its second phase
+    asked = asyncio.create_task(move(router, "r", there))
+    await line.until(lambda: live.move is not None and live.move.phase is Phase.STOPPING)
+    await line.stop(router.app)
+    with pytest.raises(PacelineError):
+        await asked
+    heir = await line.router()
+    whole = await heir.attach("r")
+    assert whole.finished.engine_id == here
+    assert whole.ids[: answer.count] == answer.ids
+    await line.until(lambda: not line.schedulers[there].loop.state.table.live)
+    alone = await heir.generate(spec(tokens=150))
+    assert (whole.ids, whole.text) == (alone.ids, alone.text)
