@@ -58,5 +58,5 @@ def scheduling(
     )
     rows = runner.rows(chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_report(out, chosen, rows, introduction(scale), "\n\n".join(sections))
+    write_report(out, chosen, rows, introduction(scale, chosen), "\n\n".join(sections))
     _stderr.print(f"written: {out}")
