@@ -58,7 +58,7 @@ class Pace:
     """Standard deviations of its length that a deadline's laxity allows for."""
     stay: float = 1.3
     """How many times denser than a running request one must be to take its slot."""
-    fair_tokens: float = 10_000.0
+    fair_tokens: float = 0.0
     """Tokens ahead of its share at which a tenant's density is halved; 0: off."""
     usual_chunks: int = 1
     """Prefill chunks of a step while the batch is full."""
