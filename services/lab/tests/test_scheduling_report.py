@@ -21,6 +21,7 @@ def made(policy: str, seed: int, goodput: float) -> dict[str, object]:
     )
     return {
         "policy": policy, "seed": seed, "request_goodput": goodput, "classes": CLASSES,
+        "share_of_bound": {"request_goodput": goodput / 20},
         **dict.fromkeys(names, 100 * goodput),
     }  # fmt: skip
 
@@ -42,22 +43,24 @@ def test_a_significant_loss_of_ours_is_written_down(tmp_path) -> None:
     assert all("against `gmax`" in line for line in losses)
     assert "| here | gmax |" in text
     assert "2x |" in text
+    assert "| 55% |" in text, "the oracle's share of the bound: 10, 11 and 12 of 20"
     assert "never" in text
 
 
 def test_an_interrupted_report_goes_on_where_it_was(tmp_path) -> None:
-    variant = Variant("light", load=0.2, batch=4)
+    variant = Variant("light", load=0.9, batch=8)
     experiment = Experiment("x", "X", "", ("fcfs", "sarathi"), (variant,), seeds=1)
     said: list[str] = []
-    scale = Scale(window_budgets=0.2)
+    scale = Scale(window_budgets=1.0)
     first = Runner(Cache(tmp_path, "1"), scale, 1, said.append).rows(
         [replace(experiment, policies=("fcfs",))]
     )
-    assert "1 runs, 0 of them are there" in said
+    assert {"1 runs, 0 of them are there", "1 bounds, 0 of them are there"} <= set(said)
     both = Runner(Cache(tmp_path, "1"), scale, 1, said.append).rows([experiment])
-    assert "2 runs, 1 of them are there" in said
+    assert {"2 runs, 1 of them are there", "1 bounds, 1 of them are there"} <= set(said)
     assert both["x"]["light"][0] == first["x"]["light"][0]
     assert [row["policy"] for row in both["x"]["light"]] == ["fcfs", "sarathi"]
+    assert all(0 < row["share_of_bound"]["request_goodput"] <= 1 for row in both["x"]["light"])
     assert Cache(tmp_path, "2").get(next(iter(Cache(tmp_path, "1")._rows))) is None
 
 

@@ -35,6 +35,7 @@ def scheduling(
 
     Example: paceline report scheduling --jobs 8
     """
+    from paceline_lab.bounds.program import MissingSolverError
     from paceline_lab.report.experiments import experiments
     from paceline_lab.report.live_table import live_section
     from paceline_lab.report.running import Cache, Runner, Scale, code_version
@@ -56,7 +57,10 @@ def scheduling(
     runner = Runner(
         Cache(results, code_version()), scale, jobs, lambda text: _stderr.print(text, markup=False)
     )
-    rows = runner.rows(chosen)
+    try:
+        rows = runner.rows(chosen)
+    except MissingSolverError as error:
+        raise CommandError(str(error)) from None
     out.parent.mkdir(parents=True, exist_ok=True)
     write_report(out, chosen, rows, introduction(scale, chosen), "\n\n".join(sections))
     _stderr.print(f"written: {out}")

@@ -52,7 +52,7 @@ def experiments() -> tuple[Experiment, ...]:
             "Published (8B, rising from 4 to 6 requests/s): JITServe 7.5k to 7.7k tokens/s, LTR 7.1k to 6.2k, Sarathi "
             "6.7k to 3.8k, vLLM 5.7k to 3.3k: the gap is an effect of overload, about 5 % at light load.",
             SERIES,
-            tuple(Variant(f"{load:g}x", load) for load in (0.5, 0.8, 1.0, 1.5)),
+            tuple(Variant(f"{load:g}x", load) for load in (0.3, 0.6, 0.8, 1.0, 1.3, 1.5, 2.0)),
             plot=True,
         ),
         Experiment(

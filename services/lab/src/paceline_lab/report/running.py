@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -12,11 +12,13 @@ from typing import Any
 
 from paceline_core.engines.shipped import load_profile
 from paceline_lab.report.experiments import ENGINE, Experiment, Variant
-from paceline_lab.sim.cell import Cell, Periods, longest_budget_s, run_cell
+from paceline_lab.sim.cell import Cell, Periods, longest_budget_s, run_bound, run_cell
 from paceline_lab.sim.engine_spec import EngineSpec
+from paceline_lab.sim.estimates import LengthSpec
 from paceline_lab.sim.knee import find_knee
 
 Row = dict[str, Any]
+Work = Callable[[Cell], Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Runner:
         self._say = say
 
     def rows(self, chosen: Sequence[Experiment]) -> dict[str, dict[str, list[Row]]]:
-        """By experiment and label of a variant."""
+        """By experiment and label of a variant; each row with its share of the fluid bound. Raises MissingSolverError
+        without scipy."""
         cells = {
             (experiment.name, variant.label, policy, seed): self._cell(variant, policy, seed)
             for experiment in chosen
@@ -74,21 +77,27 @@ class Runner:
             for policy in experiment.policies
             for seed in range(1, min(experiment.seeds, self._scale.most_seeds) + 1)
         }
-        wanted = {_key(asdict(cell)): cell for cell in cells.values()}
-        missing = {key: cell for key, cell in wanted.items() if self._cache.get(key) is None}
-        self._say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them are there")
-        for done, (key, row) in enumerate(self._run(missing), 1):
-            self._cache.put(key, row)
-            self._say(
-                f"[{done}/{len(missing)}] {row['policy']} B {row['max_batch']} load {row['load']:g} "
-                f"seed {row['seed']}: attainment {row['attainment'] or 0:.3f}, {row['wall_s']:.1f} s"
-            )
+        runs = {_key(asdict(cell)): cell for cell in cells.values()}
+        self._make("runs", run_cell, runs)
+        self._make("bounds", run_bound, {_bound_key(cell): cell for cell in cells.values()})
         found: dict[str, dict[str, list[Row]]] = {}
         for (name, label, _, _), cell in cells.items():
-            made = self._cache.get(_key(asdict(cell)))
-            assert made is not None
-            found.setdefault(name, {}).setdefault(label, []).append(made)
+            row, bound = self._cache.get(_key(asdict(cell))), self._cache.get(_bound_key(cell))
+            assert row is not None
+            assert bound is not None
+            share = {name: row[name] / value if value else None for name, value in bound.items()}
+            found.setdefault(name, {}).setdefault(label, []).append(row | {"share_of_bound": share})
         return found
+
+    def _make(self, what: str, work: Work, wanted: Mapping[str, Cell]) -> None:
+        missing = {key: cell for key, cell in wanted.items() if self._cache.get(key) is None}
+        self._say(f"{len(wanted)} {what}, {len(wanted) - len(missing)} of them are there")
+        for done, (key, row) in enumerate(self._run(work, missing), 1):
+            self._cache.put(key, row)
+            cell = missing[key]
+            self._say(
+                f"[{done}/{len(missing)} {what}] {cell.policy} B {cell.max_batch} load {cell.load:g} seed {cell.seed}"
+            )
 
     def knee(self, variant: Variant) -> Row:
         """Jobs per second of the knee that the variant's load is a multiple of."""
@@ -120,15 +129,20 @@ class Runner:
             variant.placement,
         )
 
-    def _run(self, cells: dict[str, Cell]) -> Iterable[tuple[str, Row]]:
-        if self._jobs <= 1:
+    def _run(self, work: Work, cells: Mapping[str, Cell]) -> Iterable[tuple[str, Row]]:
+        if self._jobs <= 1 or len(cells) <= 1:
             for key, cell in cells.items():
-                yield key, run_cell(cell)
+                yield key, work(cell)
             return
         with ProcessPoolExecutor(self._jobs, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(run_cell, cell): key for key, cell in cells.items()}
+            futures = {pool.submit(work, cell): key for key, cell in cells.items()}
             for future in as_completed(futures):
                 yield futures[future], future.result()
+
+
+def _bound_key(cell: Cell) -> str:
+    """Of what the bound depends on: neither policy nor estimates nor placement."""
+    return _key("bound", asdict(replace(cell, policy="", lengths=LengthSpec(), placement="")))
 
 
 def _engines(batch: int, count: int) -> tuple[EngineSpec, ...]:
@@ -150,6 +164,7 @@ _PACKAGES = (
     "paceline_core.batch",
     "paceline_core.engines",
     "paceline_core.placement",
+    "paceline_lab.bounds",
     "paceline_lab.sim",
     "paceline_lab.workloads",
 )

@@ -13,8 +13,8 @@ Results = Mapping[str, Mapping[str, Sequence[Row]]]
 
 _FEWEST_SEEDS = 5
 _HEAD = (
-    "| | policy | requests/s in time | tokens/s 1:1 | tokens/s 1:8 | x requests | x tokens 1:8 | latency | deadline "
-    "| task | TTFT P99 s | raw tokens/s | wasted | published |"
+    "| | policy | requests/s in time | tokens/s 1:1 | tokens/s 1:8 | x requests | x tokens 1:8 | of bound "
+    "| latency | deadline | task | TTFT P99 s | raw tokens/s | wasted | published |"
 )
 
 
@@ -44,8 +44,9 @@ request), unless a table says otherwise. Policies see length estimates of a cali
 35 % of the variance within an application, and the engine model that is fitted while it runs. Load 1x is the
 knee: the greatest rate at which `sarathi` keeps 90 % of its attainment at light load. A window of
 {scale.window_budgets:g} longest budgets is scored after a warm-up; what has not ended a longest budget later is
-a miss. x: ratio to `{BASE}`, or to the first policy of the table. Attainment by class in percent; wasted: share
-of output tokens that came to nothing."""
+a miss. Of bound: share of a fluid upper bound on requests in time ([simulation.md](simulation.md)), which no
+schedule can reach whole. x: ratio to `{BASE}`, or to the first policy of the table. Attainment by class in percent;
+wasted: share of output tokens that came to nothing."""
 
 
 def write_report(path: Path, chosen: Sequence[Experiment], results: Results, intro: str, outro: str) -> None:
@@ -66,7 +67,7 @@ def write_report(path: Path, chosen: Sequence[Experiment], results: Results, int
 
 def _section(experiment: Experiment, results: Mapping[str, Sequence[Row]]) -> str:
     base = BASE if BASE in experiment.policies else experiment.policies[0]
-    lines = [f"## {experiment.title} (simulated)", "", experiment.text, "", _HEAD, "|" + "---|" * 14]
+    lines = [f"## {experiment.title} (simulated)", "", experiment.text, "", _HEAD, "|" + "---|" * 15]
     for variant in experiment.variants:
         rows = results[variant.label]
         lines += [_line(variant, policy, base, rows) for policy in experiment.policies]
@@ -98,6 +99,7 @@ def _line(variant: Variant, policy: str, base: str, rows: Sequence[Row]) -> str:
         f"{_mean(mine, 'token_goodput_1_8'):.0f}",
         f"{ratio['request_goodput']:.2f}",
         f"{ratio['token_goodput_1_8']:.2f}",
+        _share_of_bound(mine),
         *(_attainment(mine, kind) for kind in ("latency", "deadline", "task")),
         _ttft(mine),
         f"{_mean(mine, 'output_tokens_per_s'):.0f}",
@@ -145,6 +147,12 @@ def _shown(value: Interval, digits: int) -> str:
 def _attainment(rows: Sequence[Row], kind: str) -> str:
     values = [row["classes"][kind]["attainment"] for row in rows if kind in row["classes"]]
     return f"{sum(values) / len(values):.0%}" if values else "-"
+
+
+def _share_of_bound(rows: Sequence[Row]) -> str:
+    found = [row["share_of_bound"]["request_goodput"] for row in rows]
+    known = [share for share in found if share is not None]
+    return f"{sum(known) / len(known):.0%}" if known else "-"
 
 
 def _ttft(rows: Sequence[Row]) -> str:
