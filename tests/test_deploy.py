@@ -1,5 +1,6 @@
 """What is in deploy/ fits together and fits the services. No image is built and no cluster is asked here."""
 
+import asyncio
 import json
 import re
 import runpy
@@ -44,6 +45,7 @@ DOCKERFILE = DEPLOY / "images" / "Dockerfile"
 STAGES = dockerfile_stages(DOCKERFILE)
 PRUNE = runpy.run_path(str(DEPLOY / "images" / "prune.py"), run_name="prune")
 COMPOSE = compose(compose_env())
+PATIENCE_S = 100.0
 
 
 def port_of(address: str) -> int:
@@ -266,14 +268,17 @@ async def test_the_compose_configuration_serves_a_request(tmp_path):
                     store,
                     f"router.schedulers={json.dumps(schedulers)}",
                     f"router.predictor={predictor.address}",
-                    "router.predictor_timeout_ms=5000",
+                    "router.predictor_timeout_ms=60000",
                 )
             )
         )
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(engine.up for engine in router.fleet) < len(schedulers):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         settings = config(by_service["gateway"][0], f"gateway.router={router.address}")
         gateway = await stack.enter_async_context(GatewayApp(settings.gateway, tls=settings.tls))
         body = {"model": "simulated", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as client:
             path = "/v1/chat/completions"
             assert (await client.post(path, json=body)).status_code == 401
             key = {"authorization": f"Bearer {compose_env()['PACELINE_API_KEY']}"}

@@ -1,17 +1,34 @@
-"""A careful gRPC client: checks every index, and goes on by Attach when its stream breaks."""
+"""A careful gRPC client: checks every index, and goes on by Attach when its stream breaks.
+
+`generate_held` keeps a request from ending before its test lets it: what must happen while requests run then does, on
+a machine of any speed.
+"""
 
 import asyncio
+import struct
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import grpc
 
 from paceline.common.v1.attempt_pb2 import SamplingParams
 from paceline.common.v1.slo_pb2 import BestEffortSlo, Slo
-from paceline.router.v1.generation_pb2 import Finished, GenerationSpec
-from paceline.router.v1.router_pb2 import AttachRequest, AttachResponse, GenerateRequest, GenerateResponse
+from paceline.router.v1.generation_pb2 import Finished, GenerationSpec, Tokens
+from paceline.router.v1.router_pb2 import (
+    AttachRequest,
+    AttachResponse,
+    GenerateRequest,
+    GenerateResponse,
+    SessionCredits,
+    SessionOpen,
+    SessionRequest,
+    SessionResponse,
+    SessionSubmit,
+)
 from paceline.router.v1.router_pb2_grpc import RouterServiceStub
 
-PATIENCE_S = 90.0
+PATIENCE_S = 200.0
+"""Longest wait for what takes seconds: it only ends a test that hangs. Processes begin slowly on a busy machine."""
 
 
 def greedy(prompt: str, tokens: int, **fields: object) -> GenerationSpec:
@@ -38,6 +55,8 @@ class Generation:
     finished: Finished | None = None
     attaches: int = 0
     grown: asyncio.Event = field(default_factory=asyncio.Event)
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    """Of a held request: may go on to its end."""
 
     def take(self, reply: GenerateResponse | AttachResponse) -> None:
         if reply.HasField("accepted"):
@@ -53,6 +72,26 @@ class Generation:
         else:
             self.finished = reply.finished
         self.grown.set()
+
+    def take_session(self, reply: SessionResponse) -> None:
+        """The same, of a session with this request alone."""
+        for accepted in reply.accepted:
+            self.take(GenerateResponse(accepted=accepted.accepted))
+        payload = reply.tokens.payload
+        for first in reply.tokens.first_indices[:1]:
+            count = sum(reply.tokens.counts)
+            self.take(
+                GenerateResponse(
+                    tokens=Tokens(
+                        first_index=first,
+                        token_ids=struct.unpack(f"<{count}i", payload.token_ids),
+                        text_lengths=struct.unpack(f"<{count}I", payload.text_lengths),
+                        text=payload.text.decode(),
+                    )
+                )
+            )
+        for finished in reply.finished:
+            self.take(GenerateResponse(finished=finished.finished))
 
     async def reached(self, tokens: int) -> None:
         """Wait for that many tokens, or the end."""
@@ -76,6 +115,31 @@ async def generate(target: str, spec: GenerationSpec, seen: Generation | None = 
     while seen.finished is None:
         await _attach(target, seen)
     return seen
+
+
+async def generate_held(target: str, spec: GenerationSpec, seen: Generation, at: int) -> None:
+    """Stream one generation that stops at `at` tokens, for want of credit, until `seen.let_go` is set."""
+
+    async def requests() -> AsyncIterator[SessionRequest]:
+        yield SessionRequest(open=SessionOpen(client_id="held"))
+        yield SessionRequest(submit=SessionSubmit(stream_id=1, spec=spec, token_limit=at))
+        await seen.let_go.wait()
+        yield SessionRequest(credits=SessionCredits(stream_ids=[1], token_limits=[spec.max_tokens]))
+        await asyncio.Event().wait()  # the session stays open until its call is cancelled
+
+    async with asyncio.timeout(PATIENCE_S), grpc.aio.insecure_channel(target) as channel:
+        call = RouterServiceStub(channel).Session(requests())
+        try:
+            async for reply in call:
+                seen.take_session(reply)
+                if seen.finished is not None:
+                    call.cancel()
+                    break
+        except grpc.aio.AioRpcError as error:
+            if not seen.request_id or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+    while seen.finished is None:
+        await _attach(target, seen)
 
 
 async def _attach(target: str, seen: Generation) -> None:

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 90.0
-EVENT_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
+EVENT_TIMEOUT_S = 180.0
 _POLL_S = 0.05
 
 
