@@ -51,7 +51,7 @@ def headroom(view: BatchView, now_ms: float, remaining: FloatArray) -> Headroom:
     capacity, model = view.capacity, view.model
     horizon = HORIZONS_MS
     batch = max(1, capacity.max_batch)
-    decoding = view.state == RunState.RUNNING
+    decoding = view.state == RunState.RUNNING.value
     running = int(np.count_nonzero(decoding))
     context = float(view.context_tokens()[decoding].sum())
     mean_context = context / running if running else 256.0
@@ -87,12 +87,12 @@ def _owed_tokens(view: BatchView, now_ms: float, remaining: FloatArray, step_ms:
         return np.zeros(len(HORIZONS_MS))
     elapsed = (now_ms - view.arrival_ms)[:, None] + HORIZONS_MS[None, :]
     left = remaining[:, None]
-    latency = (view.slo_class == SloClass.LATENCY)[:, None]
+    latency = (view.slo_class == SloClass.LATENCY.value)[:, None]
     tbt = np.where(view.tbt_ms > 0, view.tbt_ms, 1.0)[:, None]
     due = np.floor((elapsed - view.ttft_ms[:, None]) / tbt) + 1 - view.generated[:, None]
     budget = np.where(np.isfinite(view.call_due_ms), view.call_due_ms - view.arrival_ms, view.e2e_ms)[:, None]
     # A request gets at most one token per step, so what is left after the horizon bounds what may wait until then.
     must = left - np.maximum(budget - elapsed, 0.0) / step_ms
     owed = np.clip(np.where(latency, due, must), 0.0, left)
-    owed[view.slo_class == SloClass.BEST_EFFORT] = 0.0
+    owed[view.slo_class == SloClass.BEST_EFFORT.value] = 0.0
     return np.asarray(owed.sum(axis=0))

@@ -20,7 +20,7 @@ def deadlines_ms(view: BatchView) -> FloatArray:
     due = np.minimum(
         view.arrival_ms + view.ttft_ms + view.e2e_ms, view.call_due_ms
     )  # one of the budgets is 0
-    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    due[view.slo_class == SloClass.BEST_EFFORT.value] = np.inf
     return np.asarray(due)
 
 

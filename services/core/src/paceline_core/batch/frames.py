@@ -41,8 +41,8 @@ def steps_to_frame_end(view: BatchView, frame_steps: int) -> int:
 
 def in_slot(view: BatchView) -> BoolArray:
     """[N] True for runnable rows that have a slot: they run, or their prompt is being prefilled."""
-    has = view.state == RunState.RUNNING
-    has |= (view.state == RunState.QUEUED) & (view.kv_tokens > 0)
+    has = view.state == RunState.RUNNING.value
+    has |= (view.state == RunState.QUEUED.value) & (view.kv_tokens > 0)
     has &= view.runnable()
     return np.asarray(has)
 

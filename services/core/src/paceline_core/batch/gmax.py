@@ -108,12 +108,12 @@ class Gmax:
             # What would make up for the tenant's lag within a frame.
             fair = np.maximum(view.tenant_lag_tokens, 0.0) / (self.frame_steps * v_ms / 1000.0)
             priority = (1.0 - self.fairness) * priority + self.fairness * fair
-        priority[view.slo_class == SloClass.BEST_EFFORT] = 0.0
+        priority[view.slo_class == SloClass.BEST_EFFORT.value] = 0.0
         return priority
 
     def _aged(self, view: BatchView, priority: FloatArray, v_ms: float, now_ms: float) -> FloatArray:
         """[N] Priorities at the end of a frame: best effort has gained for each frame since it came."""
-        waited = np.flatnonzero(view.slo_class == SloClass.BEST_EFFORT)
+        waited = np.flatnonzero(view.slo_class == SloClass.BEST_EFFORT.value)
         frames = np.floor(np.maximum(now_ms - view.arrival_ms[waited], 0.0) / (self.frame_steps * v_ms))
         aged = priority.copy()
         aged[waited] = self.best_effort_delta * frames
@@ -122,7 +122,7 @@ class Gmax:
     def _dropped(self, view: BatchView, now_ms: float) -> IntArray:
         if not self.max_wait_ms:
             return np.empty(0, dtype=np.int64)
-        idle = (view.generated == 0) & (view.kv_tokens == 0) & (view.slo_class != SloClass.BEST_EFFORT)
+        idle = (view.generated == 0) & (view.kv_tokens == 0) & (view.slo_class != SloClass.BEST_EFFORT.value)
         return np.flatnonzero(idle & (now_ms - view.arrival_ms > self.max_wait_ms))
 
     def _choose(self, view: BatchView, priority: FloatArray, rows: IntArray, slots: int) -> IntArray:

@@ -78,7 +78,7 @@ class GmaxArtifact:
         remaining_ms = prefill_ms(view) + left * v_ms
         budget = view.ttft_ms + total * view.tbt_ms + view.e2e_ms  # those of other classes are 0
         budget = np.minimum(budget, view.call_due_ms - view.arrival_ms)
-        budget[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+        budget[view.slo_class == SloClass.BEST_EFFORT.value] = np.inf
         waited = np.maximum(at_ms - view.arrival_ms, 0.0)
         density = (view.prompt_tokens + self.output_weight * total) * 1000.0 / remaining_ms
         kept = np.maximum(budget / (waited + remaining_ms), 1e-3)

@@ -91,7 +91,7 @@ def _due_ms(view: BatchView) -> FloatArray:
     # Budgets of other classes are 0.
     due = view.arrival_ms + view.ttft_ms + view.generated * view.tbt_ms + view.e2e_ms
     due = np.minimum(due, view.task_due_ms)
-    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    due[view.slo_class == SloClass.BEST_EFFORT.value] = np.inf
     return np.asarray(due)
 
 

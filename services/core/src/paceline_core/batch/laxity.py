@@ -14,7 +14,7 @@ from paceline_core.slo import SloClass
 
 def step_now_ms(view: BatchView) -> float:
     """A decode step with the requests that run now (one, at least)."""
-    decoding = view.state == RunState.RUNNING
+    decoding = view.state == RunState.RUNNING.value
     batch = max(1, min(int(np.count_nonzero(decoding)), view.capacity.max_batch))
     return max(view.model.decode_ms(batch, float(view.context_tokens()[decoding].sum())), 1e-3)
 
@@ -34,10 +34,10 @@ def steps_within(view: BatchView, head: IntArray, prefill_tokens: int, time_ms: 
 
 def time_left_ms(view: BatchView, now_ms: float) -> FloatArray:
     """[N] Until the next token is due (latency) or the last one (deadline, task); infinite for best effort."""
-    latency = view.slo_class == SloClass.LATENCY
+    latency = view.slo_class == SloClass.LATENCY.value
     due = view.arrival_ms + np.where(latency, view.ttft_ms + view.generated * view.tbt_ms, view.e2e_ms)
     due = np.minimum(np.minimum(due, view.call_due_ms), view.task_due_ms)
-    due = np.where(view.slo_class == SloClass.BEST_EFFORT, np.inf, due)
+    due = np.where(view.slo_class == SloClass.BEST_EFFORT.value, np.inf, due)
     return np.asarray(due - now_ms)
 
 
@@ -45,12 +45,12 @@ def out_of_reach(view: BatchView, rows: IntArray, now_ms: float) -> BoolArray:
     """[R] True for those of `rows` whose target is missed whatever comes: a token was late, or the next one is
     (latency), or the deadline is past: that of the task, for its calls, which counts from the first of them."""
     slo_class = view.slo_class[rows]
-    latency = slo_class == SloClass.LATENCY
+    latency = slo_class == SloClass.LATENCY.value
     token_due_ms = view.ttft_ms[rows] + view.generated[rows] * view.tbt_ms[rows]
     due = view.arrival_ms[rows] + np.where(latency, token_due_ms, view.e2e_ms[rows])
     due = np.minimum(due, view.task_due_ms[rows])
     missed = (due < now_ms) | (latency & (view.late_tokens[rows] > 0))
-    return np.asarray(missed & (slo_class != SloClass.BEST_EFFORT))
+    return np.asarray(missed & (slo_class != SloClass.BEST_EFFORT.value))
 
 
 def attainable_ms(view: BatchView, now_ms: float) -> FloatArray:
@@ -60,14 +60,14 @@ def attainable_ms(view: BatchView, now_ms: float) -> FloatArray:
     batch = max(1, min(len(view), capacity.max_batch))
     context = float(view.context_tokens().mean()) if len(view) else 0.0
     step = view.model.decode_ms(batch, batch * context)
-    tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, view.mean_left() + view.task_rest_tokens)
+    tokens = np.where(view.slo_class == SloClass.LATENCY.value, 1.0, view.mean_left() + view.task_rest_tokens)
     return np.asarray(now_ms - view.arrival_ms + prefill_ms(view) + tokens * step)
 
 
 def laxity_ms(view: BatchView, now_ms: float, remaining: FloatArray) -> FloatArray:
     """[N] Time left minus time needed, for `remaining` [N] output tokens (latency class: for the next one)."""
     step = step_now_ms(view)
-    tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, remaining)
+    tokens = np.where(view.slo_class == SloClass.LATENCY.value, 1.0, remaining)
     return np.asarray(time_left_ms(view, now_ms) - prefill_ms(view) - tokens * step)
 
 
@@ -85,9 +85,9 @@ def p_meet(view: BatchView, now_ms: float) -> tuple[FloatArray, FloatArray]:
     reach = np.where(generated + tokens >= view.max_tokens, 1.0, lengths.cdf_at(cdf, generated + tokens))
     chance = np.clip((reach - out) / np.maximum(1.0 - out, 1e-9), 0.0, 1.0)
     chance = np.where(room < step, 0.0, chance)
-    latency = view.slo_class == SloClass.LATENCY
+    latency = view.slo_class == SloClass.LATENCY.value
     chance = np.where(latency, (room >= step).astype(np.float64), chance)
-    chance = np.where(view.slo_class == SloClass.BEST_EFFORT, 1.0, chance)
+    chance = np.where(view.slo_class == SloClass.BEST_EFFORT.value, 1.0, chance)
     return np.asarray(chance), np.asarray(room - step)
 
 

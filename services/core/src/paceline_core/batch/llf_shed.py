@@ -75,5 +75,5 @@ class LlfShed:
 
     def _laxity_at_zero(self, view: BatchView) -> FloatArray:
         """[N] Laxity, were it now 0 ms: the latest instant to begin."""
-        tokens = np.where(view.slo_class == SloClass.LATENCY, 1.0, view.mean_left())
+        tokens = np.where(view.slo_class == SloClass.LATENCY.value, 1.0, view.mean_left())
         return np.asarray(time_left_ms(view, 0.0) - prefill_ms(view) - tokens * full_step_ms(view))

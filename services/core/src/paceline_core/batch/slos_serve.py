@@ -42,7 +42,7 @@ class SlosServe:
         rows = np.flatnonzero(view.runnable())
         room = list_length(view)
         sorted_out = triage(view, now_ms)
-        spare = (sorted_out.lost | (view.slo_class == SloClass.BEST_EFFORT))[rows]
+        spare = (sorted_out.lost | (view.slo_class == SloClass.BEST_EFFORT.value))[rows]
         begun = (view.generated[rows] > 0) | (view.kv_tokens[rows] > 0)
         kept, waiting, behind = rows[begun & ~spare], rows[~begun & ~spare], rows[spare]
         v_ms = full_step_ms(view)
@@ -127,7 +127,7 @@ def _prefill_due_ms(view: BatchView, v_ms: float) -> FloatArray:
         view.arrival_ms + view.ttft_ms + view.e2e_ms, view.call_due_ms
     )  # one of the budgets is 0
     due -= view.upper_left() * v_ms * (view.e2e_ms > 0)
-    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    due[view.slo_class == SloClass.BEST_EFFORT.value] = np.inf
     return np.asarray(due)
 
 

@@ -39,7 +39,8 @@ class Capacity:
 class BatchView:
     """Live (not ended) requests of one engine; every array has N rows, one per request, in no particular order.
 
-    Times are milliseconds: instants on the clock of `now_ms`, budgets from `arrival_ms` on.
+    Times are milliseconds: instants on the clock of `now_ms`, budgets from `arrival_ms` on. Compare columns with the
+    `value` of an enum's member: NumPy takes the member itself for an object first, and then widens the column.
     """
 
     row_id: IntArray

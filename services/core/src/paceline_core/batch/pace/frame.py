@@ -24,7 +24,7 @@ def frame_steps(view: BatchView, most_steps: int) -> int:
 
 def running_head(view: BatchView, runnable: IntArray) -> IntArray | None:
     """[B] The run set, if it fills the batch or leaves nobody out: nothing happened that asks for another."""
-    running = runnable[view.state[runnable] == RunState.RUNNING]
+    running = runnable[view.state[runnable] == RunState.RUNNING.value]
     whole = len(running) == min(view.capacity.max_batch, len(runnable))
     return running if whole else None
 

@@ -32,7 +32,7 @@ class Pace:
 def pace_of(view: BatchView, rows: IntArray, chunk_tokens: int) -> Pace:
     """With as many of `rows` as the batch holds, at the mean context of those that run (while none does: of all)."""
     batch = max(1, min(view.capacity.max_batch, len(rows)))
-    now = np.flatnonzero(view.state == RunState.RUNNING)
+    now = np.flatnonzero(view.state == RunState.RUNNING.value)
     of = now if len(now) else rows
     context = float((view.prompt_tokens[of] + view.generated[of]).mean()) if len(of) else 0.0
     step = max(view.model.decode_ms(batch, batch * context), 1e-3)
@@ -73,9 +73,9 @@ class Needs:
 def needs_of(view: BatchView, rows: IntArray, pace: Pace, now_ms: float) -> Needs:
     """The terms of `rows` [M]."""
     kind = view.slo_class[rows]
-    stream = kind == SloClass.LATENCY
-    task = kind == SloClass.TASK
-    bounded = task | (kind == SloClass.DEADLINE)
+    stream = kind == SloClass.LATENCY.value
+    task = kind == SloClass.TASK.value
+    bounded = task | (kind == SloClass.DEADLINE.value)
     generated = view.generated[rows]
     tokens = view.lengths.mean_left(view.row_id[rows], generated)
     arrival = view.arrival_ms[rows] - now_ms
@@ -103,5 +103,5 @@ def needs_of(view: BatchView, rows: IntArray, pace: Pace, now_ms: float) -> Need
         tbt_ms=tbt,
         alone_ms=prefill_ms + tokens * pace.step_ms,
         cost_ms=prefill_ms + tokens * pace.slot_ms,
-        running=view.state[rows] == RunState.RUNNING,
+        running=view.state[rows] == RunState.RUNNING.value,
     )

@@ -101,7 +101,7 @@ class Pace:
         budget = min(backlog, self.usual_chunks * max(1, view.capacity.prefill_chunk_tokens))
         hold_ms = STEP_SLACK * (steps + 1) * (speed.step_ms + budget * speed.prefill_token_ms)
         place = places(needs, laxity, admitted, hopeless, first_ms, hold_ms)
-        by_time = (place == Place.DUE) | (place == Place.AHEAD)
+        by_time = (place == Place.DUE.value) | (place == Place.AHEAD.value)
         score = np.where(by_time, laxity, -density)
         rejected = ~admitted & ~hopeless & (needs.stream | needs.bounded)
         gone = shed(view, needs, hopeless, bool(rejected.any()))
@@ -113,7 +113,7 @@ class Pace:
         head = choose_head(prefill, order, self.usual_chunks * chunk, batch)
         away = np.zeros(len(view), dtype=bool)
         away[rows[gone]] = True
-        place_of = np.full(len(view), Place.SPARE)
+        place_of = np.full(len(view), Place.SPARE.value)
         place_of[rows] = place
         score_of = np.zeros(len(view))
         score_of[rows] = score

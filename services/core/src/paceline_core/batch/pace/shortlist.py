@@ -18,7 +18,7 @@ def due_ms(view: BatchView) -> FloatArray:
     for best effort."""
     due = view.arrival_ms + view.ttft_ms + view.generated * view.tbt_ms + view.e2e_ms
     np.minimum(due, view.task_due_ms, out=due)
-    due[view.slo_class == SloClass.BEST_EFFORT] = np.inf
+    due[view.slo_class == SloClass.BEST_EFFORT.value] = np.inf
     return due
 
 
@@ -40,16 +40,16 @@ def shortlist(
         return rows
     tokens = view.mean_left()
     prefill_ms = view.prefill_left() * pace.prefill_token_ms
-    stream = view.slo_class == SloClass.LATENCY
+    stream = view.slo_class == SloClass.LATENCY.value
     per_token = np.where(stream, pace.step_ms - view.tbt_ms, (_REACH_SHARE * pace.step_ms))
     in_reach = due - now_ms - prefill_ms > tokens * per_token
     density = view.prompt_tokens * (~stream | (view.generated == 0)) + tokens + worth.request_tokens
     density /= prefill_ms + (tokens + view.task_rest_tokens) * pace.slot_ms
     density *= in_reach
-    density[view.state == RunState.RUNNING] *= stay
+    density[view.state == RunState.RUNNING.value] *= stay
     if view.priority.any() or (worth.fair_tokens > 0 and view.tenant_lag_tokens.any()):
         density *= worth.favour(view.priority, view.tenant_lag_tokens)
-    patient = view.slo_class[rows] == SloClass.BEST_EFFORT
+    patient = view.slo_class[rows] == SloClass.BEST_EFFORT.value
     timed, others = rows[~patient], rows[patient]
     if len(timed) > room:
         timed = timed[np.argpartition(-density[timed], room)[:room]]

@@ -48,6 +48,9 @@ def places(
     late = needs.stream & (laxity < 0.0)
     pressed = admitted & ~late & (laxity < np.maximum(hold_ms, first_ms))
     ahead = needs.stream & admitted & ~late & (first_ms <= 0.0)
-    place = np.where(admitted, np.where(ahead, Place.AHEAD, Place.WANTED), Place.SPARE)
-    place = np.where(pressed, np.where(needs.stream, Place.DUE, Place.URGENT), place)
-    return np.asarray(np.where(lost, Place.LOST, place), dtype=np.int64)
+    place = np.full(len(late), Place.SPARE.value, dtype=np.int64)
+    place[admitted] = Place.WANTED.value
+    place[ahead] = Place.AHEAD.value
+    place[pressed] = np.where(needs.stream[pressed], Place.DUE.value, Place.URGENT.value)
+    place[lost] = Place.LOST.value
+    return place
