@@ -3,17 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from paceline.common.v1 import attempt_pb2
 from paceline.router.v1 import generation_pb2, router_pb2, router_pb2_grpc
 from paceline_executor.app import ExecutorApp
 from paceline_executor.config import ExecutorConfig, ExecutorServiceConfig
+from paceline_executor.simulated.driver import LoopDriver
 from paceline_router.app import RouterApp
 from paceline_router.config import Config
 from paceline_runtime.channel import ChannelConfig, channel
@@ -24,6 +27,24 @@ from paceline_scheduler.config import SchedulerConfig
 
 TIMEOUT_S = 60.0
 """Longest wait for what takes milliseconds: a machine that is busy with others gives little CPU time."""
+
+LONG_S = 600.0
+"""Graces and time-outs of the product: nothing runs out in a test but what it sets shorter, however slow the machine."""
+
+ENDLESS_TOKENS = 100_000
+"""Tokens of a request that is still running when a test cancels it or ends."""
+
+_GRPC = {
+    "keepalive_s": LONG_S,
+    "keepalive_timeout_s": LONG_S,
+    "reconnect_min_ms": 20,
+    "reconnect_max_ms": 200,
+}
+_SERVER = {"drain_grace_s": 0.0, "unary_timeout_s": LONG_S, "grpc": _GRPC}
+_CHANNEL = {"unary_timeout_s": LONG_S, "grpc": _GRPC}
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def spec(text: str = "hello", tokens: int = 16, **fields: Any) -> generation_pb2.GenerationSpec:
@@ -156,6 +177,31 @@ class SessionClient:
             self.answers[finished.stream_id].finished = finished.finished
 
 
+class Brake(LoopDriver):
+    """The clock of a simulated engine, which a test can stop: the engine then stays in the middle of its step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Callable[[], None]] | None = None
+
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> None:
+        super().call_at(due_s, lambda: self._call(callback))
+
+    def hold(self) -> None:
+        self._held = self._held or []
+
+    def go_on(self) -> None:
+        held, self._held = self._held or [], None
+        for callback in held:
+            callback()
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        if self._held is None:
+            callback()
+        else:
+            self._held.append(callback)
+
+
 class Line:
     """Starts and ends executors, schedulers and routers with the test."""
 
@@ -164,25 +210,45 @@ class Line:
         self.folder = folder
         self.executors: dict[str, ExecutorApp] = {}
         self.schedulers: dict[str, SchedulerApp] = {}
+        self._brakes: dict[str, Brake] = {}
         self._running: set[int] = set()
 
     async def executor(self, engine_id: str, listen: str = "127.0.0.1:0", **fields: Any) -> ExecutorApp:
         simulated = {"time_scale": fields.pop("time_scale", 0.05)}
+        simulates = fields.get("backend", "simulated") == "simulated"
         config = ExecutorConfig(
             **{
                 "listen": listen,
                 "engine_id": engine_id,
                 "backend": "simulated",
                 "model": "sim",
+                "context_tokens": 2 * ENDLESS_TOKENS if simulates else 2048,
+                "orphan_ttl_s": LONG_S,
+                "attach_timeout_s": LONG_S,
+                "stall_pause_s": LONG_S,
+                "pull_timeout_s": LONG_S,
                 "simulated": simulated,
-                "server": {"drain_grace_s": 0.0},
+                "server": _SERVER,
+                "channel": _CHANNEL,
                 **fields,
             }
         )
         app = ExecutorApp(ExecutorServiceConfig(executor=config))
-        await self._enter(app)
+        with pytest.MonkeyPatch.context() as patch:
+            if simulates:
+                brake = self._brakes[engine_id] = Brake()
+                patch.setattr("paceline_executor.app.LoopDriver", lambda: brake)
+            await self._enter(app)
         self.executors[engine_id] = app
         return app
+
+    def hold(self, engine_id: str) -> None:
+        """Stop a simulated engine in the middle of its step: what runs there runs on until `go_on`, and no further."""
+        self._brakes[engine_id].hold()
+
+    def go_on(self, engine_id: str) -> None:
+        """Let an engine that was held go on."""
+        self._brakes[engine_id].go_on()
 
     async def engine(self, engine_id: str, **fields: Any) -> SchedulerApp:
         """An executor and its scheduler."""
@@ -194,8 +260,13 @@ class Line:
             "listen": "127.0.0.1:0",
             "executor": executor,
             "load_interval_ms": 20.0,
-            "engine_lost_after_s": 0.2,
-            "server": {"drain_grace_s": 0.0},
+            "engine_lost_after_s": LONG_S,
+            "attach_timeout_s": LONG_S,
+            "router_grace_s": LONG_S,
+            "ended_ttl_s": LONG_S,
+            "redial_max_s": 0.2,
+            "server": _SERVER,
+            "channel": _CHANNEL,
         }
         app = SchedulerApp(SchedulerConfig(**{**config, **fields}))
         await self._enter(app)
@@ -209,21 +280,40 @@ class Line:
         await until(condition)
 
     async def router(
-        self, *, store: bool = False, wait: bool = True, auth: dict[str, Any] | None = None, **fields: Any
+        self,
+        *,
+        store: bool = False,
+        close_timeout_s: float = TIMEOUT_S,
+        wait: bool = True,
+        auth: dict[str, Any] | None = None,
+        server: dict[str, Any] | None = None,
+        rectify: dict[str, Any] | None = None,
+        **fields: Any,
     ) -> "Router":
+        """A router of all schedulers; `wait`: until it knows their engines. `close_timeout_s`: of its store."""
         config = {
             "listen": "127.0.0.1:0",
             "schedulers": tuple(app.address for app in self.schedulers.values()),
-            "scheduler_grace_s": 1.0,
-            "detach_ttl_s": 2.0,
-            "server": {"drain_grace_s": 0.0},
+            "scheduler_grace_s": LONG_S,
+            "detach_ttl_s": LONG_S,
+            "heartbeat_lost_s": LONG_S,
+            "leave_out_after_ms": LONG_S * 1000,
+            "cancel_timeout_s": LONG_S,
+            "max_wait_ms": LONG_S * 1000,
+            "sync_timeout_s": LONG_S,
+            "retain_s": LONG_S,
+            "predictor_timeout_ms": LONG_S * 1000,
+            "redial_max_ms": 200.0,
+            "rectify": {"timeout_s": LONG_S, **(rectify or {})},
+            "server": {**_SERVER, **(server or {})},
+            "channel": _CHANNEL,
         }
         url = f"sqlite+aiosqlite:///{self.folder / 'router.db'}" if store else ""
         app = RouterApp(
             Config.model_validate(
                 {
                     "router": {**config, **fields},
-                    "store": {"url": url, "close_timeout_s": 0.5},
+                    "store": {"url": url, "close_timeout_s": close_timeout_s, "lease_ttl_s": LONG_S},
                     "auth": auth or {},
                 }
             )
@@ -236,13 +326,14 @@ class Line:
 
     def connect(self, address: str) -> grpc.aio.Channel:
         """A channel to any part, closed with the test."""
-        connection = channel(address, ChannelConfig())
+        connection = channel(address, ChannelConfig.model_validate(_CHANNEL))
         self._stack.push_async_callback(connection.close)
         return connection
 
     async def kill_executor(self, engine_id: str) -> None:
-        """An executor dies without a word."""
+        """An executor dies without a word, and its scheduler takes the engine for lost as soon as it notices."""
         app = self.executors.pop(engine_id)
+        self.schedulers[engine_id].link._lost_after_s = 0.0
         await app.server.grpc.stop(0)
         await self.stop(app)
 
@@ -264,7 +355,7 @@ class Router:
 
     def __init__(self, app: RouterApp, stack: AsyncExitStack, token: str | None = None) -> None:
         self.app = app
-        connection = channel(app.address, ChannelConfig.model_validate({"token": token}))
+        connection = channel(app.address, ChannelConfig.model_validate({**_CHANNEL, "token": token}))
         stack.push_async_callback(connection.close)
         self.stub = router_pb2_grpc.RouterServiceStub(connection)
         self.fleet_stub = router_pb2_grpc.FleetServiceStub(connection)
@@ -273,6 +364,12 @@ class Router:
     def caller(self, token: str) -> "Router":
         """The same router, seen by the owner of a token."""
         return Router(self.app, self._stack, token)
+
+    def set(self, **fields: Any) -> None:
+        """Change settings of the running router, such as a grace that is to run out now and not earlier."""
+        for name, value in fields.items():
+            assert hasattr(self.app._config.router, name)
+            object.__setattr__(self.app._config.router, name, value)
 
     async def session(self) -> SessionClient:
         client = await SessionClient(self.stub).open()
@@ -351,3 +448,19 @@ async def line(tmp_path: Path) -> AsyncIterator[Line]:
 def spec_fixture() -> Callable[..., generation_pb2.GenerationSpec]:
     """Makes requests."""
     return spec
+
+
+@pytest.fixture
+def endless(spec: Callable[..., generation_pb2.GenerationSpec]) -> Callable[..., generation_pb2.GenerationSpec]:
+    """Makes requests that do not end by themselves."""
+    return partial(spec, tokens=ENDLESS_TOKENS)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time-outs that no setting reaches, long; and what only waits for company, soon."""
+    monkeypatch.setattr("paceline_router.admission._STORE_LOOKUP_S", LONG_S)
+    monkeypatch.setattr("paceline_router.readers._STORE_LOOKUP_S", LONG_S)
+    monkeypatch.setattr("paceline_router.predictor_link._REVISION_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr("paceline_router.predictor_link._OBSERVE_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr("paceline_router.predictor_link.OBSERVE_INTERVAL_S", 0.05)

@@ -52,12 +52,15 @@ async def test_an_answer_of_a_real_engine_is_the_same_wherever_it_moves(line, sp
     greedy = {"sampling": attempt_pb2.SamplingParams(ignore_eos=True)}
     alone = await session.submit(spec(text, 400, **greedy))
     await session.ended(alone)
-    moved = await session.submit(spec(text, 400, request_id="r", **greedy))
+    # Without more credit it cannot end before it is moved, however long that takes.
+    moved = await session.submit(spec(text, 400, request_id="r", **greedy), token_limit=150)
     await session.until(lambda: moved.count > 20)
     first, other = sides(router, "r")
     there = await move(router, "r", other, way)
+    await session.credit(moved, 390)
     await session.until(lambda: moved.count > there.from_index)
     back = await move(router, "r", first, way)
+    await session.credit(moved, 400)
     await session.ended(moved)
     assert (moved.ids, moved.text) == (alone.ids, alone.text)
     assert there.way == back.way == way
@@ -70,12 +73,15 @@ async def test_an_answer_of_a_real_engine_is_the_same_wherever_it_moves(line, sp
 
 
 async def test_a_request_moves_at_most_twice_and_those_that_said_so_stay(line, spec):
-    router, session = await two(line, time_scale=0.5)
-    answer = await session.submit(spec(tokens=300, request_id="r"))
-    stays = await session.submit(spec("other", tokens=300, request_id="stays", not_movable=True))
+    router, session = await two(line, time_scale=0.1)
+    answer = await session.submit(spec(tokens=300, request_id="r"), token_limit=100)
+    stays = await session.submit(
+        spec("other", tokens=300, request_id="stays", not_movable=True), token_limit=100
+    )
     await session.until(lambda: answer.count > 2 and stays.count > 2)
-    for _ in range(2):
+    for limit in (200, 290):
         there = await move(router, "r", sides(router, "r")[1])
+        await session.credit(answer, limit)
         await session.until(lambda there=there: answer.count > there.from_index)
     for request_id, engine_id, why in [
         ("r", sides(router, "r")[1], Reason.FAILED_PRECONDITION),
@@ -86,6 +92,9 @@ async def test_a_request_moves_at_most_twice_and_those_that_said_so_stay(line, s
         with pytest.raises(PacelineError) as caught:
             await move(router, request_id, engine_id)
         assert caught.value.reason is why
+    for held in (answer, stays):
+        assert held.finished is None
+        await session.credit(held, 300)
     await session.ended(answer, stays)
     alone = await router.generate(spec(tokens=300))
     assert (answer.ids, answer.text) == (alone.ids, alone.text)
@@ -94,8 +103,8 @@ async def test_a_request_moves_at_most_twice_and_those_that_said_so_stay(line, s
 
 
 async def test_an_engine_that_refuses_changes_nothing(line, spec):
-    router, session = await two(line, time_scale=0.5)
-    answer = await session.submit(spec(tokens=200, request_id="r"))
+    router, session = await two(line)
+    answer = await session.submit(spec(tokens=200, request_id="r"), token_limit=50)
     await session.until(lambda: answer.count > 2)
     here, there = sides(router, "r")
     object.__setattr__(line.schedulers[there].loop.state.config, "max_live", 0)
@@ -103,6 +112,7 @@ async def test_an_engine_that_refuses_changes_nothing(line, spec):
         await move(router, "r", there)
     assert caught.value.reason is Reason.UNAVAILABLE
     assert "QUEUE_FULL" in caught.value.message
+    await session.credit(answer, 200)
     await session.ended(answer)
     assert (answer.reason, answer.count, answer.finished.attempts) == (LENGTH, 200, 1)
     assert answer.finished.engine_id == here
@@ -121,8 +131,8 @@ def mute_once(link, command):
 @pytest.mark.parametrize("victim", ["old", "new"])
 @pytest.mark.parametrize("phase", [Phase.LANDING, Phase.STOPPING, Phase.DONE])
 async def test_an_engine_that_dies_in_a_move_loses_no_token(line, spec, victim, phase):
-    router, session = await two(line, {"scheduler_grace_s": 0.3}, time_scale=1.0)
-    answer = await session.submit(spec(tokens=120, request_id="r"))
+    router, session = await two(line, time_scale=0.5)
+    answer = await session.submit(spec(tokens=120, request_id="r"), token_limit=60)
     await session.until(lambda: answer.count > 5)
     live = router.app.ledger.find("r")
     here, there = sides(router, "r")
@@ -140,6 +150,7 @@ async def test_an_engine_that_dies_in_a_move_loses_no_token(line, spec, victim, 
     router.app.fleet_control.dial(line.schedulers["e2"].address)
     await line.until(lambda: len(router.app.fleet) == 3)
     await line.kill_executor(here if victim == "old" else there)
+    await session.credit(answer, 120)
     await session.ended(answer)
     if phase is not Phase.DONE:
         with pytest.raises(PacelineError):
@@ -163,9 +174,9 @@ async def test_a_client_that_reads_slowly_is_moved_in_its_pause(line, spec):
     assert (answer.ids, answer.text) == (alone.ids, alone.text)
 
 
-async def test_a_cancel_in_a_move_ends_the_request_on_both_engines(line, spec):
+async def test_a_cancel_in_a_move_ends_the_request_on_both_engines(line, endless):
     router, session = await two(line, time_scale=1.0)
-    answer = await session.submit(spec(tokens=500, request_id="r"))
+    answer = await session.submit(endless(request_id="r"))
     await session.until(lambda: answer.count > 5)
     live = router.app.ledger.find("r")
     here, there = sides(router, "r")
@@ -183,21 +194,23 @@ async def test_a_cancel_in_a_move_ends_the_request_on_both_engines(line, spec):
 
 
 async def test_the_policy_moves_what_is_late_to_a_stronger_engine_and_says_why(line, spec):
-    await line.engine("weak", time_scale=1.0, speed_factor=8.0)
+    await line.engine("weak", time_scale=1.0, speed_factor=100.0)
+    await line.engine("strong", time_scale=0.05)
     router = await line.router(
         placement="goodserve",
-        placement_params={"every_tokens": 5},
+        placement_params={"every_tokens": 1},
         rectify={"mode": "policy", "interval_ms": 20.0},
     )
     session = await router.session()
-    deadline = slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=4000.0))
-    answer = await session.submit(spec(tokens=200, request_id="r", slo=deadline))
-    await session.until(lambda: answer.count > 3)
-    await line.engine("strong", time_scale=0.05)
-    router.app.fleet_control.dial(line.schedulers["strong"].address)
+    await router.stub.DrainEngine(router_pb2.DrainEngineRequest(engine_id="strong"))
+    # A second for each token: minutes too late where it is, and in good time on the other one.
+    deadline = slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=60_000.0))
+    answer = await session.submit(spec(tokens=300, request_id="r", slo=deadline))
+    await session.until(lambda: answer.accepted is not None)
+    await router.stub.DrainEngine(router_pb2.DrainEngineRequest(engine_id="strong", resume=True))
     await session.ended(answer)
     assert [a.engine_id for a in (await router.record("r")).attempts] == ["weak", "strong"]
-    assert answer.count == 200
+    assert answer.count == 300
     said = await router.stub.ExplainRequest(router_pb2.ExplainRequestRequest(request_id="r"))
     assert any(e.event == "moved" and "goodserve" in e.detail for e in said.events)
     assert said.placements[1].policy == "move"
@@ -205,8 +218,8 @@ async def test_the_policy_moves_what_is_late_to_a_stronger_engine_and_says_why(l
 
 
 async def test_a_router_that_dies_in_a_move_leaves_the_request_where_it_was(line, spec):
-    router, session = await two(line, time_scale=1.0)
-    answer = await session.submit(spec(tokens=150, request_id="r"))
+    router, session = await two(line, time_scale=0.2)
+    answer = await session.submit(spec(tokens=150, request_id="r"), token_limit=60)
     await session.until(lambda: answer.count > 5)
     live = router.app.ledger.find("r")
     here, there = sides(router, "r")

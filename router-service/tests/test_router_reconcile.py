@@ -11,11 +11,12 @@ from paceline_scheduler.config import SchedulerConfig
 LENGTH = attempt_pb2.FINISH_REASON_LENGTH
 
 
-async def interrupted(line, spec, **fields):
+async def interrupted(line, spec):
     """A request whose router ends in the middle of it: what its client has."""
     router = await line.router(store=True, checkpoint_interval_ms=20.0)
     session = await router.session()
-    before = await session.submit(spec(tokens=250, request_id="r", **fields))
+    # Without more credit it cannot end before its router does, however long that takes.
+    before = await session.submit(spec(tokens=250, request_id="r"), token_limit=60)
     await session.until(lambda: before.count > 10)
     await line.stop(router.app)
     await session.closed()
@@ -23,7 +24,7 @@ async def interrupted(line, spec, **fields):
 
 
 async def test_a_request_that_waits_for_an_engine_is_adopted_once(line, spec):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.1)
     before = await interrupted(line, spec)
     router = await line.router(store=True, schedulers=(), scheduler_grace_s=0.2, wait=False)
     await line.until(lambda: router.app.adoption.settled.is_set())
@@ -38,9 +39,9 @@ async def test_a_request_that_waits_for_an_engine_is_adopted_once(line, spec):
 
 
 async def test_schedulers_that_announce_themselves_are_waited_for(line, spec):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.1)
     before = await interrupted(line, spec)
-    router = await line.router(store=True, schedulers=(), scheduler_grace_s=30.0, wait=False)
+    router = await line.router(store=True, schedulers=(), wait=False)
     router.app.fleet_control.sweep()
     assert not router.app.fleet_control.answered.is_set()
     router.app.fleet_control.dial(line.schedulers["e0"].address)
@@ -50,31 +51,36 @@ async def test_schedulers_that_announce_themselves_are_waited_for(line, spec):
 
 
 async def test_a_scheduler_that_comes_back_without_its_engine_loses_its_requests(line, spec):
-    await line.engine("e0", time_scale=1.0)
-    router = await line.router(scheduler_grace_s=0.3)
+    await line.engine("e0", time_scale=0.5)
+    router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=200))
+    answer = await session.submit(spec(tokens=200), token_limit=50)
     await session.until(lambda: answer.count > 5)
-    await line.engine("e1", time_scale=0.1)
+    await line.engine("e1")
     router.app.fleet_control.dial(line.schedulers["e1"].address)
     await line.until(lambda: len(router.app.fleet) == 2)
     lost = line.schedulers.pop("e0")
+    link = router.app.fleet.get("e0").link
     await line.stop(lost)
-    await line.kill_executor("e0")
+    await line.until(lambda: not link.open)
+    await line.executors.pop("e0").server.grpc.stop(0)
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         config = {"listen": lost.address, "executor": f"127.0.0.1:{nobody.getsockname()[1]}"}
         config["server"] = {"drain_grace_s": 0.0}
         async with SchedulerApp(SchedulerConfig(**config)):
+            await line.until(lambda: link.open)
+            router.set(scheduler_grace_s=0.0)
+            await session.credit(answer, 200)
             await session.ended(answer)
     assert answer.count == 200
     assert answer.finished.engine_id == "e1"
 
 
 async def test_a_message_that_cannot_be_carried_out_costs_the_session_only(line, spec):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.5)
     router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=200))
+    answer = await session.submit(spec(tokens=200), token_limit=50)
     await session.until(lambda: answer.count > 5)
     link = router.app.fleet.get("e0").link
     real, failed = link._events.on_update, asyncio.Event()
@@ -87,8 +93,9 @@ async def test_a_message_that_cannot_be_carried_out_costs_the_session_only(line,
     malformed = attempt_pb2.TokenBatch(payload=b"\xff\xff")
     real(link, scheduler_pb2.Update(tokens=[malformed]))
     link._events.on_update = fail_once
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await failed.wait()
+    await session.credit(answer, 200)
     await session.ended(answer)
     assert answer.count == 200
     assert answer.finished.attempts == 1
@@ -117,10 +124,11 @@ async def test_a_second_scheduler_of_an_engine_takes_over_and_the_router_goes_on
     await line.engine("e0", time_scale=0.5)
     router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=200))
+    answer = await session.submit(spec(tokens=200), token_limit=50)
     await session.until(lambda: answer.count > 5)
     newer = await line.scheduler("newer", line.executors["e0"].address)
     router.app.fleet_control.dial(newer.address)
+    await session.credit(answer, 200)
     await session.ended(answer)
     assert answer.count == 200
     assert not router.app.fleet_control.fenced

@@ -9,18 +9,23 @@ from paceline_runtime.errors import Reason
 
 LENGTH = attempt_pb2.FINISH_REASON_LENGTH
 FAILED = attempt_pb2.FINISH_REASON_FAILED
+ENDLESS_WINDOW = 1_000_000
+"""Tokens: no pause, however slowly the client reads."""
 
 
 async def test_streams_complete_token_for_token_when_their_engine_dies(line, spec):
     await line.engine("e0", time_scale=1.0)
-    await line.engine("e1", time_scale=0.2)
+    await line.engine("e1")
     router = await line.router()
     session = await router.session()
     await router.app.fleet_control.drain(drain("e1"))
-    answers = [await session.submit(spec(f"p{i}", 150, request_id=f"r{i}")) for i in range(8)]
+    # Without more credit none can end before its engine dies, however long that takes.
+    answers = [await session.submit(spec(f"p{i}", 150, request_id=f"r{i}"), 100) for i in range(8)]
     await session.until(lambda: all(a.count > 5 for a in answers))
     await router.app.fleet_control.drain(drain("e1", resume=True))
     await line.kill_executor("e0")
+    for answer in answers:
+        await session.credit(answer, 150)
     await session.ended(*answers)
     assert [a.reason for a in answers] == [LENGTH] * 8
     assert {a.finished.engine_id for a in answers} == {"e1"}
@@ -33,20 +38,21 @@ async def test_streams_complete_token_for_token_when_their_engine_dies(line, spe
     assert record.attempts[1].from_index > 5
 
 
-async def test_a_request_that_is_in_flight_at_two_crashes_fails_and_the_others_go_on(line, spec):
+async def test_a_request_that_is_in_flight_at_two_crashes_fails_and_the_others_go_on(line, spec, endless):
     await line.engine("e0", time_scale=1.0)
-    await line.engine("e1", time_scale=30.0)
-    router = await line.router()
+    await line.engine("e1", time_scale=1.0)
+    router = await line.router(window_tokens=ENDLESS_WINDOW)
     session = await router.session()
     await router.app.fleet_control.drain(drain("e1"))
-    suspect = await session.submit(spec(tokens=400, request_id="suspect"))
+    suspect = await session.submit(endless(request_id="suspect"))
     await session.until(lambda: suspect.count > 5)
     await router.app.fleet_control.drain(drain("e1", resume=True))
+    line.hold("e1")  # so that it has not got past the crash when this one dies, too
     await line.kill_executor("e0")
     live = router.app.ledger.find("suspect")
     await line.until(lambda: live.attempt is not None and live.attempt.number == 2 and live.attempt.accepted)
     assert live.attempt.isolate_until == live.attempt.from_index + 16
-    await line.engine("e2", time_scale=0.1)
+    await line.engine("e2")
     router.app.fleet_control.dial(line.schedulers["e2"].address)
     await line.until(lambda: len(router.app.fleet) == 3)
     innocent = await session.submit(spec(tokens=60))
@@ -60,13 +66,15 @@ async def test_a_request_that_is_in_flight_at_two_crashes_fails_and_the_others_g
 
 
 async def test_what_waits_in_the_queue_is_no_suspect(line, spec):
-    await line.engine("e0", time_scale=1.0, max_batch=1, max_resident=1)
-    router = await line.router()
+    await line.engine("e0", time_scale=2.0, max_batch=1, max_resident=1)
+    router = await line.router(window_tokens=ENDLESS_WINDOW)
     session = await router.session()
     running = await session.submit(spec(tokens=1000, request_id="running"))
     await session.until(lambda: running.count > 0)
+    line.hold("e0")  # so that it is in the middle of it when its engine dies
     queued = await session.submit(spec(tokens=20, request_id="queued"))
     await session.until(lambda: queued.accepted is not None)
+    assert running.finished is None
     await line.engine("e1", time_scale=0.05)
     router.app.fleet_control.dial(line.schedulers["e1"].address)
     await line.until(lambda: len(router.app.fleet) == 2)
@@ -81,13 +89,14 @@ async def test_the_same_engine_is_welcome_in_its_next_life(line, spec):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=200, request_id="r"))
+    answer = await session.submit(spec(tokens=200, request_id="r"), token_limit=100)
     await session.until(lambda: answer.count > 5)
     address = line.executors["e0"].address
     await line.kill_executor("e0")
     await line.until(lambda: len(router.app.dispatcher.waiting) == 1)
     assert answer.finished is None
-    await line.executor("e0", address, time_scale=0.2)
+    await line.executor("e0", address)
+    await session.credit(answer, 200)
     await session.ended(answer)
     assert answer.count == 200
     attempts = (await router.record("r")).attempts
@@ -95,12 +104,14 @@ async def test_the_same_engine_is_welcome_in_its_next_life(line, spec):
     assert attempts[0].incarnation != attempts[1].incarnation
 
 
-async def test_accepted_work_waits_for_an_engine_no_longer_than_it_may(line, spec):
+async def test_accepted_work_waits_for_an_engine_no_longer_than_it_may(line, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=1000, max_wait_ms=200.0))
+    answer = await session.submit(endless(request_id="r", max_wait_ms=600_000.0))
     await session.until(lambda: answer.count > 5)
+    # The wait for its first engine counts, too, and is not to end it.
+    router.app.ledger.find("r").max_wait_ms = 50.0
     await line.kill_executor("e0")
     await session.ended(answer)
     assert answer.reason == attempt_pb2.FINISH_REASON_EXPIRED
@@ -109,12 +120,14 @@ async def test_accepted_work_waits_for_an_engine_no_longer_than_it_may(line, spe
 
 async def test_a_restarted_scheduler_takes_over_and_nothing_is_replayed(line, spec):
     await line.engine("e0", time_scale=0.5)
-    router = await line.router(scheduler_grace_s=10.0)
+    router = await line.router()
     session = await router.session()
-    answers = [await session.submit(spec(f"p{i}", 200, request_id=f"r{i}")) for i in range(4)]
+    answers = [await session.submit(spec(f"p{i}", 200, request_id=f"r{i}"), 60) for i in range(4)]
     await session.until(lambda: all(a.count > 5 for a in answers))
     address = line.schedulers["e0"].address
     await line.stop(line.schedulers["e0"])
+    for answer in answers:
+        await session.credit(answer, 200)
     await line.scheduler("e0", line.executors["e0"].address, listen=address)
     await session.ended(*answers)
     assert [a.count for a in answers] == [200] * 4
@@ -123,14 +136,16 @@ async def test_a_restarted_scheduler_takes_over_and_nothing_is_replayed(line, sp
 
 async def test_a_scheduler_that_stays_away_loses_its_requests_to_others(line, spec):
     await line.engine("e0", time_scale=1.0)
-    router = await line.router(scheduler_grace_s=0.3)
+    router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=200))
+    answer = await session.submit(spec(tokens=200), token_limit=100)
     await session.until(lambda: answer.count > 5)
-    await line.engine("e1", time_scale=0.1)
+    await line.engine("e1")
     router.app.fleet_control.dial(line.schedulers["e1"].address)
     await line.until(lambda: len(router.app.fleet) == 2)
     await line.stop(line.schedulers["e0"])
+    router.set(scheduler_grace_s=0.1)
+    await session.credit(answer, 200)
     await session.ended(answer)
     assert answer.count == 200
     assert answer.finished.engine_id == "e1"

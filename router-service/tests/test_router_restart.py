@@ -1,5 +1,7 @@
 """A router that dies and comes back: adoption from schedulers first, then from the store."""
 
+import asyncio
+
 import pytest
 
 from paceline.common.v1 import attempt_pb2, slo_pb2
@@ -12,10 +14,11 @@ SYNC = generation_pb2.DURABILITY_SYNC
 
 @pytest.mark.parametrize("store", [True, False], ids=["sqlite", "no store"])
 async def test_requests_are_adopted_from_schedulers_and_continue_by_attach(line, spec, store):
-    await line.engine("e0", time_scale=0.4)
+    await line.engine("e0", time_scale=0.1)
     router = await line.router(store=store)
     session = await router.session()
-    before = [await session.submit(spec(f"p{i}", 150, request_id=f"r{i}")) for i in range(6)]
+    # Without more credit none can end before its router does, however long that takes.
+    before = [await session.submit(spec(f"p{i}", 150, request_id=f"r{i}"), 60) for i in range(6)]
     await session.until(lambda: all(a.count > 5 for a in before))
     await line.stop(router.app)
     await session.closed()
@@ -37,7 +40,6 @@ async def test_what_no_scheduler_knows_is_replayed_from_the_store(line, spec):
     await line.engine("e0", time_scale=1.0)
     router = await line.router(store=True, checkpoint_interval_ms=20.0)
     session = await router.session()
-    # Without more credit it cannot end before its router does, however long that takes.
     before = await session.submit(spec(tokens=150, request_id="r"), token_limit=40)
     await session.until(lambda: before.count > 20)
     request = router.app.ledger.find("r")
@@ -76,11 +78,11 @@ async def test_an_ended_request_is_read_from_the_store_after_a_restart(line, spe
     assert (await router.refused(spec(request_id="old"))).reason is Reason.DUPLICATE_REQUEST
 
 
-async def test_adopted_requests_that_nobody_wants_are_cancelled(line, spec):
+async def test_adopted_requests_that_nobody_wants_are_cancelled(line, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    before = await session.submit(spec(tokens=2000))
+    before = await session.submit(endless())
     await session.until(lambda: before.count > 5)
     await line.stop(router.app)
     router = await line.router(detach_ttl_s=0.3, wait=False)
@@ -101,10 +103,10 @@ async def test_an_older_life_is_fenced_off(line, spec):
 
 
 async def test_sync_requests_survive_router_and_engine_at_once(line, spec):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0", time_scale=0.5)
     router = await line.router(store=True)
     session = await router.session()
-    before = await session.submit(spec(tokens=120, request_id="s", durability=SYNC))
+    before = await session.submit(spec(tokens=120, request_id="s", durability=SYNC), token_limit=60)
     await session.until(lambda: before.count > 10)
     assert before.accepted.durability == SYNC
     released = router.app.ledger.find("s").released
@@ -124,22 +126,25 @@ async def test_sync_requests_survive_router_and_engine_at_once(line, spec):
 
 async def test_attach_waits_for_adoption_and_then_says_not_found(line, spec):
     await line.engine("e0")
-    router = await line.router(store=True, scheduler_grace_s=0.2, schedulers=("127.0.0.1:1",), wait=False)
+    router = await line.router(store=True, schedulers=("127.0.0.1:1",), wait=False)
+    asked = asyncio.create_task(router.attach("never"))
+    await line.until(lambda: router.app.server.in_flight == 1)
     assert not router.app.adoption.settled.is_set()
+    router.app.fleet_control.answered.set()  # as if its scheduler had said that nothing lives there
     with pytest.raises(PacelineError) as caught:
-        await router.attach("never")
+        await asked
     assert caught.value.reason is Reason.NOT_FOUND
     assert router.app.adoption.settled.is_set()
 
 
 async def test_a_task_stays_open_over_a_restart(line, spec):
-    await line.engine("e0", time_scale=0.4)
+    await line.engine("e0", time_scale=0.1)
     router = await line.router(store=True)
-    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=60_000))
+    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=600_000))
     slo = slo_pb2.Slo(task=slo_pb2.TaskSlo(task_id="t"))
     await router.generate(spec(tokens=3, slo=slo))
     session = await router.session()
-    running = await session.submit(spec(tokens=150, slo=slo, request_id="second"))
+    running = await session.submit(spec(tokens=150, slo=slo, request_id="second"), token_limit=60)
     await session.until(lambda: running.count > 5)
     await line.stop(router.app)
     await session.closed()

@@ -29,6 +29,8 @@ REST_MS: Final = 1000.0
 out."""
 _REVISION_TIMEOUT_S: Final = 1.0
 """Nobody waits for a revision."""
+_OBSERVE_TIMEOUT_S: Final = 10.0
+"""Nobody waits for the predictor to learn either, and what it does not take in time is lost to it."""
 
 
 class FallbackLengths(Protocol):
@@ -180,7 +182,7 @@ class PredictorLink:
             yield predictor_pb2.ObserveRequest(lengths=lengths, tasks=tasks)
 
         try:
-            await stub.Observe(one(), timeout=2.0)
+            await stub.Observe(one(), timeout=_OBSERVE_TIMEOUT_S)
         except grpc.RpcError as error:
             self._rest(error)
             self._dropped(len(lengths) + len(tasks))

@@ -19,6 +19,7 @@ from paceline_store.rows import StoredRequest
 log = logging.getLogger(__name__)
 
 MAX_READERS = 16
+_STORE_LOOKUP_S = 5.0
 
 
 class FinishedStore(Protocol):
@@ -133,7 +134,7 @@ class Readers:
         if self._store is None:
             return None
         try:
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(_STORE_LOOKUP_S):
                 stored = await self._store.get_request(request_id)
         except (PacelineError, TimeoutError) as error:
             raise PacelineError(
