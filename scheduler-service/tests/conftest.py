@@ -18,6 +18,8 @@ from paceline_scheduler.config import SchedulerConfig
 
 TIMEOUT_S = 60.0
 """Longest wait for what takes milliseconds: a machine that is busy with others gives little CPU time."""
+ENDLESS = 100_000
+"""Tokens of a request that must still run when something happens, however long the test is kept waiting: a minute."""
 
 
 class RouterEnd:
@@ -151,6 +153,7 @@ class Bench:
     """Starts executors, schedulers and routers, and ends them with the test."""
 
     submit = staticmethod(submit)
+    ENDLESS = ENDLESS
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
@@ -165,7 +168,7 @@ class Bench:
             backend="simulated",
             simulated={"time_scale": scale},
             server={"drain_grace_s": 0.0},
-            **fields,
+            **{"context_tokens": 2 * ENDLESS, "orphan_ttl_s": 600.0, **fields},
         )
         app = ExecutorApp(ExecutorServiceConfig(executor=config))
         await app.__aenter__()
@@ -179,7 +182,8 @@ class Bench:
 
     async def scheduler(self, executor: str, **fields: Any) -> SchedulerApp:
         """A scheduler that is attached to `executor`."""
-        fields = {"listen": "127.0.0.1:0", "load_interval_ms": 20.0} | fields
+        patient = {"engine_lost_after_s": 60.0, "attach_timeout_s": 60.0, "router_grace_s": 600.0}
+        fields = {"listen": "127.0.0.1:0", "load_interval_ms": 20.0, **patient} | fields
         app = SchedulerApp(SchedulerConfig(executor=executor, **fields))
         await app.start()
         self._stack.push_async_callback(stop, app)
@@ -204,9 +208,11 @@ class Bench:
         self._stack.push_async_callback(end.close)
         return end
 
-    async def pair(self, **fields: Any) -> tuple[ExecutorApp, SchedulerApp, RouterEnd]:
+    async def pair(
+        self, context_tokens: int = 2 * ENDLESS, **fields: Any
+    ) -> tuple[ExecutorApp, SchedulerApp, RouterEnd]:
         """One of each, connected."""
-        executor = await self.executor()
+        executor = await self.executor(context_tokens=context_tokens)
         scheduler = await self.scheduler(executor.address, **fields)
         return executor, scheduler, await self.router(scheduler)
 

@@ -121,7 +121,7 @@ def test_a_used_row_starts_clean():
 
 
 def test_a_row_takes_at_most_a_kilobyte_beside_what_it_was_given():
-    rows = 4_096
+    rows = 1_024
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     table = LiveTable(rows=16)

@@ -27,13 +27,13 @@ def exactly(tokens):
 def mixed(bench, key):
     """Requests of all classes, more than fit at a time."""
     slos = (
-        slo_pb2.Slo(latency=slo_pb2.LatencySlo(ttft_ms=30_000, tbt_ms=10_000)),
-        slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=60_000), on_miss=DROP),
+        slo_pb2.Slo(latency=slo_pb2.LatencySlo(ttft_ms=300_000, tbt_ms=100_000)),
+        slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=600_000), on_miss=DROP),
         slo_pb2.Slo(best_effort=slo_pb2.BestEffortSlo()),
-        slo_pb2.Slo(task=slo_pb2.TaskSlo(task_id=f"t{key % 8}", e2e_ms=60_000)),
+        slo_pb2.Slo(task=slo_pb2.TaskSlo(task_id=f"t{key % 8}", e2e_ms=600_000)),
     )
     tokens = 10 + 7 * (key % 5)
-    task = {"task_left_ms": 60_000.0, "task_call_budget_ms": 30_000.0} if key % 4 == 3 else {}
+    task = {"task_left_ms": 600_000.0, "task_call_budget_ms": 300_000.0} if key % 4 == 3 else {}
     return bench.submit(
         key, tokens=tokens, slo=slos[key % 4], estimate=exactly(tokens), tenant=f"tenant-{key % 3}", **task
     )
@@ -77,11 +77,11 @@ async def test_hopeless_work_ends_early_if_its_client_asked_for_it(bench):
     scheduler = await bench.scheduler(executor.address, policy="edf-shed")
     router = await bench.router(scheduler)
     await router.run_all(bench.submit(1, tokens=30))  # so that steps have a time
-    deadline = slo_pb2.DeadlineSlo(e2e_ms=2_000)
+    deadline = slo_pb2.DeadlineSlo(e2e_ms=60_000)
     await router.send(
         submits=[
             bench.submit(
-                k, tokens=1900, slo=slo_pb2.Slo(deadline=deadline, on_miss=m), estimate=exactly(1900)
+                k, tokens=30_000, slo=slo_pb2.Slo(deadline=deadline, on_miss=m), estimate=exactly(30_000)
             )
             for k, m in ((2, DROP), (3, FINISH))
         ]
@@ -89,8 +89,8 @@ async def test_hopeless_work_ends_early_if_its_client_asked_for_it(bench):
     await router.until(lambda: 2 in router.ended)
     ended = router.ended[2]
     assert (ended.finish_reason, ended.failure.reason) == (EXPIRED, "SLO_UNATTAINABLE")
-    assert "is due 2000 ms after the arrival" in ended.failure.message  # and was not past: it was forecast
-    assert ended.failure.attainable_ms > 2_000
+    assert "is due 60000 ms after the arrival" in ended.failure.message  # and was not past: it was forecast
+    assert ended.failure.attainable_ms > 60_000
     assert 3 not in router.ended
     plan = await router.stub.GetPlan(scheduler_pb2.GetPlanRequest())
     assert dict(plan.shed) == {"hopeless": 1}
@@ -107,7 +107,7 @@ async def test_tenants_are_owed_by_their_shares(bench):
     router = await bench.router(scheduler)
     table = scheduler.loop.state.table
     await router.send(
-        submits=[bench.submit(k, tokens=1900, tenant="a", elapsed_ms=100.0) for k in (1, 2)]
+        submits=[bench.submit(k, tokens=bench.ENDLESS, tenant="a", elapsed_ms=100.0) for k in (1, 2)]
         + [bench.submit(3, tokens=100, tenant="b")]
     )
     await router.until(lambda: len(router.ids.get(1, ())) > 200)
@@ -129,14 +129,17 @@ async def test_preemptions_are_counted_by_what_they_cost(bench, resident, how):
     executor = await bench.executor(max_batch=1, max_resident=resident, scale=0.5)
     scheduler = await bench.scheduler(executor.address, policy="edf")
     router = await bench.router(scheduler)
-    await router.send(submits=[bench.submit(1, tokens=300)])
+    urgent, patient = (slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=ms)) for ms in (10_000, 1e9))
+    await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS, slo=patient)])
     await router.until(lambda: len(router.ids.get(1, ())) > 3)
-    urgent = slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=10_000))
     await router.send(submits=[bench.submit(2, tokens=5, slo=urgent)])
-    await router.until(lambda: router.ended.keys() == {1, 2})
-    assert len(router.ids[1]) == 300
+    await router.until(lambda: 2 in router.ended)
+    before = len(router.ids[1])
+    await router.until(lambda: len(router.ids[1]) > before + 10)
     plan = await router.stub.GetPlan(scheduler_pb2.GetPlanRequest())
     assert plan.preempted[how] == plan.resumed[how] == 1
     said = await router.stub.ExplainRequest(scheduler_pb2.ExplainRequestRequest(request_id="request-1"))
     events = [event.event for event in said.timeline]
     assert ("evicted" in events) is (how == "evicted")  # paused: its KV stayed
+    await router.send(cancels=[1])
+    await router.until(lambda: 1 in router.ended)

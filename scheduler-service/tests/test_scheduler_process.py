@@ -6,7 +6,6 @@ import signal
 import sys
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from paceline.router.v1 import router_pb2, router_pb2_grpc
@@ -35,7 +34,7 @@ async def test_process_starts_serves_and_ends(bench, tmp_path):
         await bench.until(address_file.exists)
         async with channel(address_file.read_text()) as there:
             health = health_pb2_grpc.HealthStub(there)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 async for answer in health.Watch(health_pb2.HealthCheckRequest(service="readiness")):
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
                         break
@@ -43,7 +42,7 @@ async def test_process_starts_serves_and_ends(bench, tmp_path):
             load = (await stub.GetLoad(scheduler_pb2.GetLoadRequest())).load
             assert load.identity.incarnation == executor.identity.incarnation
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             _, log = await process.communicate()
         assert process.returncode == 0
         messages = [json.loads(line)["message"] for line in log.decode().splitlines() if line.startswith("{")]
@@ -84,16 +83,17 @@ async def test_announces_until_a_router_has_dialled(bench):
     try:
         executor = await bench.executor()
         scheduler = await bench.scheduler(executor.address, announce=[f"127.0.0.1:{port}"])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             first, second = await fleet.heard.get(), await fleet.heard.get()
         assert first == second
         assert (first.scheduler_endpoint, first.engine_id) == (scheduler.address, "engine-1")
         await bench.router(scheduler)
-        while not fleet.heard.empty():
-            fleet.heard.get_nowait()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.4):
-                await fleet.heard.get()
+        calm = 0
+        async with asyncio.timeout(60):
+            while calm < 3:  # one was on its way perhaps, and time may pass in leaps
+                fleet.heard = asyncio.Queue()
+                await asyncio.sleep(0.15)
+                calm = calm + 1 if fleet.heard.empty() else 0
     finally:
         await server.stop(0)
 
@@ -104,7 +104,7 @@ async def test_metrics_tell_plans_and_rows(bench):
     config = SchedulerConfig(listen="127.0.0.1:0", executor=executor.address)
     async with SchedulerApp(config, telemetry=telemetry) as app:
         router = await bench.router(app)
-        await router.send(submits=[bench.submit(1, tokens=1900, token_limit=3)])
+        await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS, token_limit=3)])
         await router.until(lambda: len(router.ids.get(1, [])) >= 3)
         text = telemetry.prometheus_text().decode()
         assert "paceline_plans_total{" in text

@@ -57,14 +57,14 @@ async def test_cancel_is_confirmed_in_every_state(bench, when):
     executor, scheduler, router = await bench.pair()
     table = scheduler.loop.state.table
     if when == "before_accepted":
-        await router.send(submits=[bench.submit(1, tokens=2000)], cancels=[1])
+        await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS)], cancels=[1])
     elif when == "queued":
-        ahead = [bench.submit(k, tokens=1500, elapsed_ms=1000.0) for k in range(2, 18)]
+        ahead = [bench.submit(k, tokens=bench.ENDLESS, elapsed_ms=1000.0) for k in range(2, 18)]
         await router.send(submits=[*ahead, bench.submit(1)])
         await router.until(lambda: 1 in router.accepted)
         await router.send(cancels=[1])
     elif when == "running":
-        await router.send(submits=[bench.submit(1, tokens=1900)])
+        await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS)])
         await router.until(lambda: len(router.ids.get(1, [])) > 3)
         await router.send(cancels=[1])
     elif when == "out_of_credit":
@@ -175,7 +175,7 @@ async def test_a_router_that_comes_back_finds_its_attempts(bench):
 
 async def test_requests_of_a_router_that_stays_away_are_cancelled(bench):
     executor, scheduler, router = await bench.pair(router_grace_s=0.05)
-    await router.send(submits=[bench.submit(1, tokens=1900), bench.submit(2, tokens=3)])
+    await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS), bench.submit(2, tokens=3)])
     await router.until(lambda: 2 in router.ended)
     await router.hang_up()
     await nothing_left(bench, executor, scheduler)
@@ -252,12 +252,13 @@ async def test_a_late_request_that_asked_to_be_dropped_is(bench):
     await nothing_left(bench, executor, scheduler)
 
 
-async def test_waits_of_attempts_that_are_gone_do_not_pile_up(bench):
+async def test_waits_of_attempts_that_are_gone_do_not_pile_up(bench, monkeypatch):
+    monkeypatch.setattr("paceline_scheduler.ends._WAITS_KEPT", 100)
     _, scheduler, router = await bench.pair()
-    for first in range(0, 3000, 500):
-        await router.run_all(*(bench.submit(k, tokens=1, max_wait_ms=1e7) for k in range(first, first + 500)))
-        await router.send(releases=range(first, first + 500))
-    assert len(scheduler.loop.ends._waits) < 2200
+    for first in range(0, 300, 50):
+        await router.run_all(*(bench.submit(k, tokens=1, max_wait_ms=1e7) for k in range(first, first + 50)))
+        await router.send(releases=range(first, first + 50))
+    assert len(scheduler.loop.ends._waits) < 220
 
 
 async def test_slots_held_without_credit_go_to_who_can_run(bench):
@@ -327,8 +328,8 @@ async def test_a_new_scheduler_adopts_the_live_executor(bench):
 
 async def test_a_broken_stream_to_the_same_life_loses_nothing(bench):
     executor, scheduler, router = await bench.pair()
-    submits = [bench.submit(k, tokens=300) for k in range(1, 9)]
-    await router.send(submits=submits)
+    submits = [bench.submit(k, tokens=300) for k in range(1, 8)]
+    await router.send(submits=[*submits, bench.submit(8, tokens=300, token_limit=20)])
     await router.until(lambda: len(router.ids.get(1, [])) > 20)
     for _ in range(3):
         scheduler.link.interrupt()
@@ -355,9 +356,9 @@ async def test_a_broken_stream_to_the_same_life_loses_nothing(bench):
 async def test_a_new_life_of_the_engine_ends_what_was_in_the_old_one(bench):
     executor = await bench.executor(max_batch=4)
     port = executor.address
-    scheduler = await bench.scheduler(port, engine_lost_after_s=30.0)
+    scheduler = await bench.scheduler(port)
     router = await bench.router(scheduler)
-    submits = [bench.submit(k, tokens=1500) for k in range(1, 5)]
+    submits = [bench.submit(k, tokens=bench.ENDLESS) for k in range(1, 5)]
     await router.send(submits=[*submits, bench.submit(5), bench.submit(6, token_limit=2, elapsed_ms=1.0)])
     await router.until(
         lambda: all(len(router.ids.get(k, [])) > 2 for k in range(1, 5)) and 5 in router.accepted
@@ -391,7 +392,7 @@ async def test_an_engine_out_of_reach_is_lost_in_time_and_welcome_again(bench):
     executor = await bench.executor()
     scheduler = await bench.scheduler(executor.address, engine_lost_after_s=0.1)
     router = await bench.router(scheduler)
-    await router.send(submits=[bench.submit(1, tokens=1900), bench.submit(2, tokens=1900)])
+    await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS), bench.submit(2, tokens=bench.ENDLESS)])
     await router.until(lambda: len(router.ids.get(1, [])) > 3)
     await bench.crash(executor)
     await router.send(cancels=[2])
@@ -412,7 +413,7 @@ async def test_an_engine_out_of_reach_is_lost_in_time_and_welcome_again(bench):
 
 async def test_an_engine_that_shuts_down_in_good_order_makes_no_suspects(bench):
     executor, _, router = await bench.pair()
-    await router.send(submits=[bench.submit(1, tokens=1900)])
+    await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS)])
     await router.until(lambda: len(router.ids.get(1, [])) > 3)
     executor.engine.drain(0.0)
     await router.until(lambda: 1 in router.ended)
@@ -454,7 +455,7 @@ async def test_suspects_run_alone_one_at_a_time(bench):
 
 async def test_waiting_too_long_expires(bench):
     _executor, _scheduler, router = await bench.pair()
-    ahead = [bench.submit(k, tokens=1800, elapsed_ms=1000.0) for k in range(2, 18)]
+    ahead = [bench.submit(k, tokens=bench.ENDLESS, elapsed_ms=1000.0) for k in range(2, 18)]
     await router.send(submits=[*ahead, bench.submit(1, max_wait_ms=30.0)])
     await router.until(lambda: 1 in router.ended)
     assert router.ended[1].finish_reason == attempt_pb2.FINISH_REASON_EXPIRED
@@ -466,14 +467,15 @@ async def test_waiting_too_long_expires(bench):
 
 async def test_drain_refuses_new_work_and_waits_for_the_old(bench):
     _, _scheduler, router = await bench.pair()
-    await router.send(submits=[bench.submit(1, tokens=200)])
+    await router.send(submits=[bench.submit(1, tokens=200, token_limit=20)])
     await router.until(lambda: 1 in router.ids)
     answer = await router.stub.Drain(scheduler_pb2.DrainRequest(timeout_ms=0))
     assert answer.live == 1
     await router.run_all(bench.submit(2))
     assert router.ended[2].finish_reason == attempt_pb2.FINISH_REASON_REJECTED
     assert (router.ended[2].failure.reason, router.ended[2].failure.retryable) == ("DRAINING", True)
-    answer = await router.stub.Drain(scheduler_pb2.DrainRequest(timeout_ms=9000))
+    await router.send(credits=[attempt_pb2.Credit(attempt_key=1, token_limit=0)])
+    answer = await router.stub.Drain(scheduler_pb2.DrainRequest(timeout_ms=60_000), timeout=90)
     assert answer.live == 0
     await router.until(lambda: 1 in router.ended and router.loads[-1].draining)
     assert len(router.ids[1]) == 200
@@ -481,7 +483,7 @@ async def test_drain_refuses_new_work_and_waits_for_the_old(bench):
 
 async def test_moves_give_a_ticket_and_end_as_moved(bench):
     executor, _scheduler, router = await bench.pair()
-    await router.send(submits=[bench.submit(1, tokens=1900)])
+    await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS)])
     await router.until(lambda: len(router.ids.get(1, [])) > 5)
     await router.send(move_outs=[1, 99])
     await router.until(lambda: len(router.tickets) == 2)
@@ -491,7 +493,7 @@ async def test_moves_give_a_ticket_and_end_as_moved(bench):
     assert tickets[99].failure.reason == "NOT_FOUND"
     landing_ids = np.asarray(router.ids[1], dtype="<i4")
     # The landing side, here on the same engine: forced ids come in two parts.
-    spec = bench.submit(1, tokens=1900).spec
+    spec = bench.submit(1, tokens=bench.ENDLESS).spec
     spec.attempt_key, spec.forced_ids, spec.await_more_forced = 2, landing_ids[:4].tobytes(), True
     await router.send(submits=[scheduler_pb2.Submit(spec=spec, slo=slo_pb2.Slo())])
     await router.until(lambda: 2 in router.accepted)
@@ -532,7 +534,10 @@ async def test_explain_plan_and_list_tell_why(bench):
     _, _scheduler, router = await bench.pair(policy="edf")
     slo = slo_pb2.Slo(latency=slo_pb2.LatencySlo(ttft_ms=900, tbt_ms=90))
     await router.send(
-        submits=[bench.submit(1, tokens=1900, slo=slo), bench.submit(2, tokens=1900, tenant="acme")]
+        submits=[
+            bench.submit(1, tokens=bench.ENDLESS, slo=slo),
+            bench.submit(2, tokens=bench.ENDLESS, tenant="acme"),
+        ]
     )
     await router.until(lambda: len(router.ids.get(1, [])) > 9 and len(router.ids.get(2, [])) > 9)
     explained = await router.stub.ExplainRequest(scheduler_pb2.ExplainRequestRequest(request_id="request-1"))
@@ -560,16 +565,19 @@ async def test_explain_plan_and_list_tell_why(bench):
 
 async def test_a_submit_that_is_repeated_runs_once(bench):
     _, scheduler, router = await bench.pair()
-    await router.send(submits=[bench.submit(1, tokens=400)])
+    await router.send(submits=[bench.submit(1, tokens=400, token_limit=20)])
     await router.until(lambda: len(router.ids.get(1, [])) > 3)
-    await router.send(submits=[bench.submit(1, tokens=400)])
+    await router.send(
+        submits=[bench.submit(1, tokens=400, token_limit=20)],
+        credits=[attempt_pb2.Credit(attempt_key=1, token_limit=0)],
+    )
     await router.until(lambda: 1 in router.ended)
     assert len(router.ids[1]) == 400
     assert scheduler.loop.state.counts["submitted_again"] == 1
 
 
 async def test_full_table_refuses_and_invalid_work_is_rejected_below(bench):
-    _, _scheduler, router = await bench.pair(max_live=2)
+    _, _scheduler, router = await bench.pair(2048, max_live=2)
     await router.send(submits=[bench.submit(k, tokens=1900, token_limit=1) for k in (1, 2, 3)])
     await router.until(lambda: 3 in router.ended)
     assert router.ended[3].failure.reason == "QUEUE_FULL"
@@ -589,7 +597,7 @@ async def test_ended_attempts_nobody_releases_are_bounded(bench):
 
 
 async def test_nothing_is_left_after_many_mixed_requests(bench):
-    executor, scheduler, router = await bench.pair()
+    executor, scheduler, router = await bench.pair(2048)
     rng = np.random.default_rng(7)
     other = await bench.router(scheduler, "router-b")
     keys = list(range(1, 301))
@@ -624,7 +632,7 @@ async def test_nothing_is_left_after_many_mixed_requests(bench):
     for parity, end in ends.items():
         mine = {k for k in keys if k % 2 == parity}
         await end.send(credits=[attempt_pb2.Credit(attempt_key=k, token_limit=0) for k in mine])
-        await end.until(lambda end=end, mine=mine: mine <= end.ended.keys(), 20.0)
+        await end.until(lambda end=end, mine=mine: mine <= end.ended.keys())
         await end.send(releases=mine)
     await nothing_left(bench, executor, scheduler)
     load = (await router.stub.GetLoad(scheduler_pb2.GetLoadRequest())).load
@@ -646,7 +654,7 @@ async def test_a_router_that_does_not_read_is_cut_off_and_loses_nothing(bench):
 
 async def test_a_newer_scheduler_fences_the_older_one_off(bench):
     executor, _first, router = await bench.pair()
-    await router.send(submits=[bench.submit(1, tokens=1900, token_limit=3)])
+    await router.send(submits=[bench.submit(1, tokens=bench.ENDLESS, token_limit=3)])
     await router.until(lambda: len(router.ids.get(1, [])) >= 3)
     await asyncio.sleep(0.002)  # fencing tokens are Unix milliseconds
     second = await bench.scheduler(executor.address)
