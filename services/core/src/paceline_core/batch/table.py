@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from paceline_core.batch.estimates import LengthEstimates
 from paceline_core.batch.state import RunState
+from paceline_core.batch.table_view import TableView
 from paceline_core.batch.view import BatchView, Capacity, IntArray
 from paceline_core.engine_model import EngineModel
 from paceline_core.interner import Interner
@@ -228,38 +229,10 @@ class LiveTable(Generic[A]):
         step: int = 0,
         planned_step: int = -1,
     ) -> BatchView:
-        """What policies see: the live rows, or the given ones. `step`, `planned_step`: see `BatchView`."""
+        """What policies see: the live rows, or the given ones. It holds until the table changes: columns are read when
+        they are asked for. `step`, `planned_step`: see `BatchView`."""
         r = self.live_rows() if rows is None else rows
-        return BatchView(
-            row_id=r,
-            slo_class=self.slo_class[r],
-            arrival_ms=self.arrival_ms[r],
-            ttft_ms=self.ttft_ms[r],
-            tbt_ms=self.tbt_ms[r],
-            e2e_ms=self.e2e_ms[r],
-            call_due_ms=self.call_due_ms[r],
-            task_due_ms=self.task_due_ms[r],
-            task_rest_tokens=self.task_rest_tokens[r],
-            last_token_ms=self.last_token_ms[r],
-            late_tokens=self.late_tokens[r],
-            tenant_lag_tokens=self.tenant_lag_tokens[r],
-            drops=self.drops[r],
-            prompt_tokens=self.prompt_tokens[r],
-            kv_tokens=self.kv_tokens[r],
-            cached_tokens=self.cached_tokens[r],
-            generated=self.generated[r],
-            max_tokens=self.max_tokens[r],
-            token_limit=self.token_limit[r],
-            state=self.state[r],
-            tenant=self.tenant[r],
-            task=self.task[r],
-            priority=self.priority[r],
-            lengths=self.lengths,
-            capacity=capacity,
-            model=model,
-            step=step,
-            planned_step=planned_step,
-        )
+        return TableView(self, r, self.lengths, capacity, model, step, planned_step)
 
     def _allocate(self, rows: int) -> None:
         kinds = (
