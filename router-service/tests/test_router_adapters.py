@@ -26,7 +26,7 @@ def spec_on(line, engine_id):
 
 
 async def test_an_adapters_name_finds_its_engine_and_its_model(line, router, spec):
-    client = await router.client()
+    client = await router.session()
     for _ in range(3):
         answer = await client.submit(spec(model="sql", tokens=8))
         await client.ended(answer)
@@ -41,7 +41,7 @@ async def test_an_adapters_name_finds_its_engine_and_its_model(line, router, spe
 
 
 async def test_the_engine_is_told_the_adapter_by_name(line, router, spec):
-    client = await router.client()
+    client = await router.session()
     answer = await client.submit(spec(model="sql", tokens=1500), token_limit=4)
     await client.until(lambda: len(answer.ids) >= 4)
     told = spec_on(line, "e1")

@@ -148,7 +148,14 @@ class Admission:
         spec.ClearField("input")
         spec.request_id = given.request_id or uuid.uuid4().hex
         spec.tenant = self.tenant_of(given.tenant, caller)
-        spec.model = self.model_of(given.model)
+        # A name that is not a model's may be that of an adapter, as OpenAI's interface has one field for both.
+        unknown = given.model and not given.adapter and given.model not in self._fleet.models()
+        if unknown and (model := self._fleet.model_with(given.model)):
+            spec.model, spec.adapter = model, given.model
+        spec.model = self.model_of(spec.model)
+        if spec.adapter and not self._fleet.adapts(spec.model, spec.adapter):
+            message = f"model {spec.model!r} is served without an adapter {spec.adapter[:200]!r}"
+            raise PacelineError(Reason.UNKNOWN_MODEL, message, metadata={"field": "adapter"})
         if not spec.durability:
             spec.durability = generation_pb2.DURABILITY_ASYNC
         if spec.durability == generation_pb2.DURABILITY_ASYNC and not self._durability.enabled:

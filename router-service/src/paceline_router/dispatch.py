@@ -158,6 +158,7 @@ class Dispatcher:
             max_tokens=request.max_tokens,
             sampling=request.spec.sampling,
             cache_salt=cache_salt(request),
+            adapter=request.spec.adapter,
             traceparent=request.spec.traceparent,
         )
         if request.prompt_ids:

@@ -58,6 +58,18 @@ class Fleet:
         """Models that some engine serves or served, sorted."""
         return sorted({engine.model for engine in self._order if engine.model})
 
+    def model_with(self, adapter: str) -> str:
+        """The model that some engine serves with this LoRA adapter; empty: none does."""
+        return next((e.model for e in self._order if adapter in e.capabilities.adapters), "")
+
+    def adapts(self, model: str, adapter: str) -> bool:
+        """True if some engine serves the model with this LoRA adapter."""
+        return any(e.model == model and adapter in e.capabilities.adapters for e in self._order)
+
+    def without(self, adapter: str) -> frozenset[str]:
+        """Ids of the engines that do not have this LoRA adapter."""
+        return frozenset(e.engine_id for e in self._order if adapter not in e.capabilities.adapters)
+
     def join(self, engine_id: str, link: "SchedulerLink") -> Engine:
         """The engine of this id, new or known; `link` is its scheduler now."""
         engine = self._by_id.get(engine_id)

@@ -355,7 +355,7 @@ def accepted_message(request: LiveRequest, engine_id: str) -> generation_pb2.Acc
     estimate = request.estimate
     return generation_pb2.Accepted(
         request_id=request.request_id,
-        model=request.spec.model,
+        model=request.spec.adapter or request.spec.model,
         engine_id=engine_id,
         slo=request.spec.slo,
         prompt_tokens=request.prompt_tokens,

@@ -109,6 +109,7 @@ class Placer:
             elapsed_ms=self._clock.now_ms() - request.arrival.ms,
             replayed_tokens=request.output.count,
             excluded=request.excluded,
+            excluded_ids=self._fleet.without(request.spec.adapter) if request.spec.adapter else frozenset(),
             prefix_hashes=hashes,
             tenant=request.tenant,
             request_id=request.request_id,
@@ -118,5 +119,7 @@ class Placer:
 
 
 def cache_salt(request: LiveRequest) -> str:
-    """Prefixes are shared within a tenant and a salt."""
-    return f"{request.tenant}/{request.spec.cache_salt}" if request.tenant or request.spec.cache_salt else ""
+    """Prefixes are shared within a tenant, a salt and an adapter."""
+    spec = request.spec
+    salt = f"{request.tenant}/{spec.cache_salt}" if request.tenant or spec.cache_salt else ""
+    return f"{salt}/{spec.adapter}" if spec.adapter else salt

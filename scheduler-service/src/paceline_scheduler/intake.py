@@ -16,7 +16,14 @@ from paceline_scheduler.attempt import Attempt
 from paceline_scheduler.ends import Ends
 from paceline_scheduler.session import RouterSession
 from paceline_scheduler.state import SchedulerState
-from paceline_scheduler.wire import PRIOR_CDF, cdf_from, prompt_tokens_guess, rest_tokens_from, slo_from
+from paceline_scheduler.wire import (
+    PRIOR_CDF,
+    cdf_from,
+    output_bound_tokens,
+    prompt_tokens_guess,
+    rest_tokens_from,
+    slo_from,
+)
 
 
 class Intake:
@@ -131,7 +138,11 @@ class Intake:
             submit=submit, router_id=session.router_id, arrived_unix_ms=attempt.arrived_unix_ms
         )
         context.submit.ClearField("spec")
-        attempt.add = executor_pb2.AddAttempt(spec=submit.spec, context=context.SerializeToString())
+        attempt.add = executor_pb2.AddAttempt(
+            spec=submit.spec,
+            context=context.SerializeToString(),
+            output_bound_tokens=output_bound_tokens(submit),
+        )
         attempt.note(elapsed, "queued", f"{submit.estimate.source or 'no'} estimate")
         if state.engine.attached:
             state.outbox.add(attempt.add)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.common.v1 import attempt_pb2, engine_pb2, estimate_pb2, slo_pb2
+from paceline.scheduler.v1 import scheduler_pb2
 from paceline_core import lengths
 from paceline_core.batch.state import RunState
 from paceline_core.batch.view import Capacity
@@ -14,6 +15,8 @@ from paceline_core.slo import OnMiss, Slo, SloClass
 
 _PRIOR_MEAN_TOKENS = 256.0
 _MIDDLE = 0.5
+_BOUND_LEVEL = 0.9
+_EDGES: list[int] = lengths.EDGES.tolist()
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -66,6 +69,30 @@ def cdf_from(estimate: estimate_pb2.LengthEstimate) -> NDArray[np.float64]:
         except ValueError:
             return PRIOR_CDF
     return PRIOR_CDF
+
+
+def output_bound_tokens(submit: scheduler_pb2.Submit) -> int:
+    """Output index that a request is not expected to pass: the upper edge of the bin of its P90, given what is out; 0
+    without a sound estimate. Plain Python, as this is one row on the way of every arrival."""
+    masses = submit.estimate.probabilities
+    if len(masses) != lengths.K:
+        return 0
+    out = len(submit.spec.forced_ids) // 4
+    # Of the bin that it is in now, the part that is still to come.
+    coming = [
+        (edge, mass * min((edge - out) / (edge - lower), 1.0))
+        for lower, edge, mass in zip((0, *_EDGES), _EDGES, masses, strict=False)
+        if edge > out
+    ]
+    total = sum(mass for _, mass in coming)
+    if not math.isfinite(total) or total <= 0:
+        return 0
+    reached = 0.0
+    for edge, mass in coming:
+        reached += mass
+        if reached >= _BOUND_LEVEL * total:
+            return min(edge, submit.spec.max_tokens)
+    return submit.spec.max_tokens
 
 
 def rest_tokens_from(forecast: estimate_pb2.TaskForecast) -> float:

@@ -141,6 +141,10 @@ class AttemptSpec:
     sampling: Sampling = field(default_factory=Sampling)
     cache_salt: str = ""
     """Prefixes are shared only among equal salts."""
+    adapter: str = ""
+    """LoRA adapter by name; empty: none."""
+    output_bound_tokens: int = 0
+    """Output index that it is not expected to pass; 0: not known. Nothing ends there."""
     context: bytes = b""
     """Handed back unread in the live table."""
 
@@ -358,6 +362,8 @@ class Capabilities:
     replay_modes: tuple[ReplayMode, ...]
     vocab_size: int
     priority: bool = False
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that attempts may name."""
 
 
 class EventSource(Protocol):

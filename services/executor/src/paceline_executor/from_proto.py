@@ -31,6 +31,8 @@ def spec_of(message: executor_pb2.AddAttempt) -> AttemptSpec:
         await_more_forced=spec.await_more_forced,
         sampling=sampling_of(spec.sampling),
         cache_salt=spec.cache_salt,
+        adapter=spec.adapter,
+        output_bound_tokens=message.output_bound_tokens,
         context=message.context,
     )
 

@@ -152,6 +152,7 @@ def live_message(row: contract.LiveAttempt) -> executor_pb2.LiveAttempt:
             max_tokens=spec.max_tokens,
             sampling=_sampling_message(spec.sampling),
             cache_salt=spec.cache_salt,
+            adapter=spec.adapter,
         ),
         context=spec.context,
         state=_STATES[row.state]
@@ -211,4 +212,5 @@ def capabilities_message(own: contract.Capabilities) -> engine_pb2.EngineCapabil
         replay_modes=[_REPLAYS[mode] for mode in own.replay_modes],
         priority=own.priority,
         vocab_size=own.vocab_size,
+        adapters=own.adapters,
     )

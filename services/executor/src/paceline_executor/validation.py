@@ -1,6 +1,7 @@
 """What an attempt must be before an engine takes it: one answer for all engines."""
 
 import math
+from collections.abc import Collection
 from typing import Protocol
 
 from paceline_executor.contract import AttemptSpec, EngineError, Ids, Sampling
@@ -47,8 +48,11 @@ def prompt_ids_of(spec: AttemptSpec, model: PromptTokenizer, context_tokens: int
     return ids
 
 
-def check_spec(spec: AttemptSpec, vocab_size: int) -> None:
-    """Refuse limits, forced ids and sampling that cannot be meant; raises `EngineError`."""
+def check_spec(spec: AttemptSpec, vocab_size: int, adapters: Collection[str] = ()) -> None:
+    """Refuse limits, forced ids, adapters and sampling that cannot be meant; raises `EngineError`."""
+    if spec.adapter and spec.adapter not in adapters:
+        known = f"it has {', '.join(adapters)}" if adapters else "it has none"
+        raise EngineError("UNKNOWN_MODEL", f"this engine has no adapter {spec.adapter[:200]!r}; {known}")
     if spec.max_tokens < 1:
         raise EngineError("INVALID_MAX_TOKENS", "max_tokens must be at least 1")
     forced = spec.forced_ids

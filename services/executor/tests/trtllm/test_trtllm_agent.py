@@ -7,6 +7,7 @@ import pytest
 
 from paceline_executor.contract import AttemptState, DeviationReason, EndReason, Sampling
 from paceline_executor.trtllm import emulator
+from paceline_executor.trtllm.emulator.blocks import DEFAULT_PRIORITY
 from paceline_executor.trtllm.emulator.parameters import Faults
 from paceline_executor.trtllm.emulator.virtual_time import run_virtually
 from paceline_executor.trtllm.features import detect
@@ -68,6 +69,65 @@ def test_requests_are_tight_and_extended_by_resumes() -> None:
         assert len(rig.tokens[1]) == 180
         assert rig.engine.counters["resumes"] == 3
         assert not any(step.kv.live == 0 and not rig.ended for step in rig.steps)
+        await rig.engine.aclose()
+
+    run_virtually(work())
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked", "resumes"),
+    [(0, 50, 3), (300, 180, 0), (120, 120, 2), (4, 32, 3)],
+    ids=["unknown", "long", "passed", "short"],
+)
+def test_a_request_asks_for_what_it_is_expected_to_need_and_for_more_when_it_needs_more(
+    bound: int, asked: int, resumes: int
+) -> None:
+    async def work() -> None:
+        rig = Rig(reserve_tokens=50)
+        rig.add(1, max_tokens=180, output_bound_tokens=bound)
+        rig.add(9, max_tokens=180)
+        rig.plan(1)
+        await rig.until_count(1, 1)
+        (request,) = rig.executor.active_requests
+        assert request.sampling.max_tokens == asked
+        dear = request.holding.priority > DEFAULT_PRIORITY
+        assert dear is (bound == 0), "kept for its return is only what is likely to return"
+        await rig.until_ended(1)
+        assert rig.engine.counters["resumes"] == resumes
+        rig.plan(9)
+        await rig.until_ended(9)
+        assert rig.tokens[1] == rig.tokens[9], "the bound ends nothing and changes nothing"
+        await rig.engine.aclose()
+
+    run_virtually(work())
+
+
+def test_where_more_wait_than_run_what_runs_is_kept_for_its_return() -> None:
+    async def work() -> None:
+        rig = Rig(max_batch=1, max_resident=1)
+        for key in (1, 2):
+            rig.add(key, f"story {key}", max_tokens=100, output_bound_tokens=100)
+        rig.plan(1, 2)
+        await rig.until_count(1, 1)
+        assert rig.executor.active_requests[0].holding.priority > DEFAULT_PRIORITY
+        await rig.until_count(2, 1)
+        rig.engine.cancel(1)
+        rig.engine.cancel(2)
+        await rig.until_ended(1, 2)
+        await rig.engine.aclose()
+
+    run_virtually(work())
+
+
+def test_no_bound_asks_for_more_than_the_longest_reserve() -> None:
+    async def work() -> None:
+        rig = Rig(longest_reserve_tokens=100)
+        rig.add(1, max_tokens=180, output_bound_tokens=10_000)
+        rig.plan(1)
+        await rig.until_count(1, 1)
+        assert rig.executor.active_requests[0].sampling.max_tokens == 100
+        await rig.until_ended(1)
+        assert len(rig.tokens[1]) == 180
         await rig.engine.aclose()
 
     run_virtually(work())

@@ -19,6 +19,7 @@ EMULATED = {
     "KvCacheConfig": parameters.KvCacheConfig,
     "SchedulerConfig": parameters.SchedulerConfig,
     "LoRARequest": parameters.LoRARequest,
+    "LoraConfig": parameters.LoraConfig,
     "RequestScheduler": scheduler.RequestScheduler,
     "SimpleScheduler": scheduler.SimpleScheduler,
     "BindMicroBatchScheduler": scheduler.BindMicroBatchScheduler,

@@ -44,10 +44,11 @@ class Fleet:
 
     async def models(self) -> dict[str, Any]:
         """OpenAI's list of models. Raises PacelineError."""
-        names = sorted(
-            {engine.capabilities.model for engine in await self.engines() if engine.capabilities.model}
-        )
-        return {"object": "list", "data": [self._model(name) for name in names]}
+        served = [engine.capabilities for engine in await self.engines() if engine.capabilities.model]
+        models = [self._model(name) for name in sorted({own.model for own in served})]
+        adapters = {adapter: own.model for own in served for adapter in own.adapters}
+        models += [{**self._model(name), "parent": model} for name, model in sorted(adapters.items())]
+        return {"object": "list", "data": models}
 
     async def model(self, name: str) -> dict[str, Any]:
         """One model of the list. Raises PacelineError UNKNOWN_MODEL."""

@@ -52,6 +52,8 @@ class LegRequest:
     sampling: Sampling
     """The seed is this leg's own."""
     cache_salt: str = ""
+    adapter: str = ""
+    """LoRA adapter by name; empty: none."""
     priority: float = 0.5
     """0 to 1, the most urgent 1; for the engine's waiting queue, if it has one that knows priorities."""
     expected_back: bool = False
@@ -116,6 +118,8 @@ class BackendFacts:
     priority: bool
     has_rows: bool
     """It tells of its iterations."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that requests may name."""
     penalties_survive: bool = False
     """Presence and frequency penalties count right when output comes back as prompt."""
 

@@ -1,7 +1,7 @@
 """Who should be in the engine, who should leave it, and with how much: functions of the order and of what is there."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from paceline_executor.contract import Sampling
 from paceline_executor.frames.attempt import Attempt, LegState
@@ -50,14 +50,37 @@ def displaced(
     ]
 
 
-def tokens_for(attempt: Attempt, reserve_tokens: int, *, by_credit: bool) -> int:
-    """What a leg asks for. `by_credit`: its credit bounds the request itself, so that nothing overshoots."""
-    remaining = attempt.max_outputs - attempt.count
-    if attempt.pinned:
+@dataclass(frozen=True)
+class Reserve:
+    """What a leg asks for, and so what the engine reserves memory for. All in tokens."""
+
+    unknown: int
+    """Without a bound, and past it."""
+    longest: int
+    """At most, whatever the bound."""
+    block: int
+    """KV comes in blocks of this many: a bound that is nearer saves nothing, and costs resumes."""
+    by_credit: bool
+    """The credit bounds the request itself, so that nothing overshoots."""
+
+    def tokens(self, attempt: Attempt) -> int:
+        """Up to the bound of its expected length, so that most answers end within one leg; then piece by piece."""
+        remaining = attempt.max_outputs - attempt.count
+        if attempt.pinned:
+            return remaining
+        expected = attempt.spec.output_bound_tokens - attempt.count
+        remaining = min(remaining, max(expected, self.block) if expected > 0 else self.unknown, self.longest)
+        if attempt.token_limit and self.by_credit:
+            remaining = min(remaining, attempt.token_limit - attempt.count)
         return remaining
-    if attempt.token_limit and by_credit:
-        remaining = min(remaining, attempt.token_limit - attempt.count)
-    return min(remaining, reserve_tokens)
+
+
+def ends_early(attempt: Attempt, tokens: int) -> bool:
+    """True if a leg of so many tokens is likely to be over before the answer is: its KV is worth keeping."""
+    end = attempt.max_outputs
+    if attempt.spec.output_bound_tokens > attempt.count:
+        end = min(end, attempt.spec.output_bound_tokens)
+    return attempt.count + tokens < end
 
 
 def sampling_of_leg(attempt: Attempt) -> Sampling:

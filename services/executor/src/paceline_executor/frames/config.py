@@ -19,7 +19,10 @@ class FrameConfig:
     frame_ms: float = 500.0
     """The same as a time; whichever comes first."""
     reserve_tokens: int = 256
-    """Most tokens asked for at once: an engine that reserves the worst case wastes no more. More are a resume."""
+    """Tokens asked for at once where no bound is known, or past it: an engine that reserves the worst case wastes no
+    more. More are a resume."""
+    longest_reserve_tokens: int = 2048
+    """Most tokens asked for at once, whatever the bound says."""
     max_queued: int = 2
     """Requests in the engine's own queue above which none is added."""
     abort_timeout_s: float = 10.0
@@ -40,5 +43,6 @@ class FrameConfig:
             raise ValueError("max_batch must be between 1 and max_resident")
         if self.context_tokens > self.kv_capacity_tokens:
             raise ValueError("a whole context must fit into the KV memory")
-        if min(self.frame_iterations, self.reserve_tokens) < 1 or self.frame_ms <= 0:
-            raise ValueError("frame_iterations, frame_ms and reserve_tokens must be above 0")
+        counts = (self.frame_iterations, self.reserve_tokens, self.longest_reserve_tokens)
+        if min(counts) < 1 or self.frame_ms <= 0:
+            raise ValueError("frame_iterations, frame_ms and the reserves must be above 0")

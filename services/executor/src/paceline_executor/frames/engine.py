@@ -100,7 +100,7 @@ class FrameEngine:
             if self._repeat(spec.attempt_key):
                 return
         try:
-            check_spec(spec, self._vocabulary.vocab_size)
+            check_spec(spec, self._vocabulary.vocab_size, self._backend.facts.adapters)
             self._backend.check(spec)
             prompt_ids = prompt_ids_of(spec, self._vocabulary, self._config.context_tokens)
         except EngineError as error:
@@ -319,4 +319,5 @@ class FrameEngine:
             replay_modes=(ReplayMode.FAST,),
             vocab_size=words.vocab_size,
             priority=facts.priority,
+            adapters=facts.adapters,
         )

@@ -32,7 +32,14 @@ from paceline_executor.frames.backend import (
     LegRefused,
     LegRequest,
 )
-from paceline_executor.frames.choice import displaced, first_runnable, leaving, sampling_of_leg, tokens_for
+from paceline_executor.frames.choice import (
+    Reserve,
+    displaced,
+    ends_early,
+    first_runnable,
+    leaving,
+    sampling_of_leg,
+)
 from paceline_executor.frames.config import FrameConfig
 from paceline_executor.frames.reporting import Reporter
 from paceline_executor.frames.table import AttemptTable
@@ -60,6 +67,12 @@ class FrameLoop:
         self._backend = backend
         self._facts = backend.facts
         self._holder = holder
+        self._reserve = Reserve(
+            config.reserve_tokens,
+            config.longest_reserve_tokens,
+            max(backend.facts.tokens_per_block, 1),
+            by_credit=holder is None,
+        )
         self._table = table
         self._reporter = reporter
         self._lock = lock
@@ -279,22 +292,23 @@ class FrameLoop:
         reserved = sum(
             self._blocks(len(s.attempt.prompt_ids) + s.base + s.max_tokens) for s in self.legs.values()
         )
+        crowded = len(self._order) > len(wanted)
         for rank, attempt in enumerate(wanted):
             if attempt.key in self.legs:
                 continue
             if len(self.legs) >= places or self._queued > self._config.max_queued:
                 return
-            tokens = tokens_for(attempt, self._config.reserve_tokens, by_credit=self._holder is None)
+            tokens = self._reserve.tokens(attempt)
             needed = self._blocks(attempt.known_tokens + tokens)
             if self.legs and reserved + needed > self._blocks(self._config.kv_capacity_tokens):
                 return
             reserved += needed
-            self._submit(attempt, tokens, 1.0 - rank / (len(wanted) + 1))
+            self._submit(attempt, tokens, 1.0 - rank / (len(wanted) + 1), crowded=crowded)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // max(self._facts.tokens_per_block, 1))
 
-    def _submit(self, attempt: Attempt, tokens: int, priority: float) -> None:
+    def _submit(self, attempt: Attempt, tokens: int, priority: float, *, crowded: bool) -> None:
         request = LegRequest(
             request_id=f"{attempt.spec.request_id}-{attempt.key}-{attempt.legs}",
             ids=attempt.ids(),
@@ -302,8 +316,10 @@ class FrameLoop:
             max_tokens=tokens,
             sampling=sampling_of_leg(attempt),
             cache_salt=attempt.spec.cache_salt,
+            adapter=attempt.spec.adapter,
             priority=priority,
-            expected_back=attempt.count + tokens < attempt.max_outputs,
+            # Where more wait than run, whoever runs may be taken out.
+            expected_back=crowded or ends_early(attempt, tokens),
         )
         try:
             leg = self._backend.submit(request)

@@ -24,6 +24,9 @@ async def build_remote(
     section: RemoteSection, model_path: str, model: str, sizes: EngineSizes
 ) -> FrameEngine:
     """An agent in front of a server. Raises ValueError without a vocabulary or when the server cannot be asked."""
+    by_name = section.protocol == "openai" and DIALECTS[section.dialect].adapters_as_models
+    if section.adapters and not by_name:
+        raise ValueError("remote.adapters: this server takes no LoRA adapter in place of the model's name")
     words = load_vocabulary(model_path)
     if section.protocol == "smg-trtllm":
         backend, name = await connect_smg(section, words)

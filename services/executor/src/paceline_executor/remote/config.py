@@ -20,6 +20,8 @@ class RemoteSection(ConfigModel):
     """Whose extensions of the OpenAI interface the server has."""
     model: str = ""
     """Name of the model there; empty: the one that it lists first."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters there that are named in place of the model (vllm, paceline)."""
     kv_capacity_tokens: int = Field(default=1 << 20, ge=64)
     """KV memory of the server, tokens: nobody asks it, so this bounds what is sent."""
     frame_iterations: int = Field(default=32, ge=1)
@@ -27,7 +29,7 @@ class RemoteSection(ConfigModel):
     frame_ms: float = Field(default=500.0, gt=0)
     """Milliseconds between two times that a running request may be taken out."""
     reserve_tokens: int = Field(default=256, ge=1)
-    """Most tokens asked for at once; more are a resume."""
+    """Tokens asked for at once where the expected length is not known, or was passed; more are a resume."""
     connect_timeout_s: float = Field(default=5.0, gt=0)
     """Seconds that connecting may take."""
     read_timeout_s: float = Field(default=120.0, gt=0)

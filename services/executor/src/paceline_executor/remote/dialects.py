@@ -25,6 +25,8 @@ class Dialect:
     has_top_k: bool = True
     repetition: str = "repetition_penalty"
     has_salt: bool = False
+    adapters_as_models: bool = False
+    """A LoRA adapter is asked for by its name in place of the model's."""
     priority: Callable[[float], float | int] | None = None
     """From 0..1, the most urgent 1, to its own field `priority`."""
 
@@ -62,9 +64,16 @@ DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
         Dialect("trtllm", "/health", {"detokenize": False}, has_salt=True, priority=lambda value: value),
-        Dialect("vllm", "/health", {"return_token_ids": True}, has_salt=True, priority=_lower_is_sooner),
+        Dialect(
+            "vllm",
+            "/health",
+            {"return_token_ids": True},
+            has_salt=True,
+            adapters_as_models=True,
+            priority=_lower_is_sooner,
+        ),
         Dialect("sglang", "/health"),
         Dialect("llama-server", "/health", has_stop_ids=False, repetition="repeat_penalty"),
-        Dialect("paceline", "/healthz", {"return_token_ids": True}, has_salt=True),
+        Dialect("paceline", "/healthz", {"return_token_ids": True}, has_salt=True, adapters_as_models=True),
     )
 }

@@ -20,4 +20,5 @@ def remote_facts(section: RemoteSection, words: Vocabulary, name: str, *, priori
         prefix_reuse=PrefixReuse.NONE,
         priority=priority,
         has_rows=False,
+        adapters=section.adapters,
     )

@@ -67,7 +67,7 @@ class OpenAiBackend:
     def submit(self, request: LegRequest) -> "OpenAiLeg":
         """Nothing is sent before the leg is read; what is wrong with it comes in its stream."""
         body = {
-            "model": self._model,
+            "model": request.adapter or self._model,
             "prompt": request.ids,
             "max_tokens": request.max_tokens,
             "stream": True,

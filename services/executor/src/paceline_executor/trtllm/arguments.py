@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from paceline_executor.trtllm.config import TrtllmSection
+from paceline_executor.trtllm.lora import adapters_of, lora_config
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def llm_arguments(section: TrtllmSection, api: ModuleType, sizes: EngineSizes) -
         "enable_iter_perf_stats": True,
         "return_perf_metrics": True,
     }
+    if section.adapters:
+        arguments["lora_config"] = lora_config(api, adapters_of(section.adapters), section.adapters_on_gpu)
     if plan:
         arguments["disable_overlap_scheduler"] = True
     return arguments

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +19,7 @@ from paceline_executor.frames.backend import (
     LegRequest,
 )
 from paceline_executor.trtllm.features import Features, detect
+from paceline_executor.trtllm.lora import Adapter, lora_class
 from paceline_executor.trtllm.stats import StatsReader
 
 _log = logging.getLogger(__name__)
@@ -33,31 +33,26 @@ _KEEP_PRIORITY = 80
 """Retention of blocks of a request that is expected back; 35 is the engine's default, 100 the most."""
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter that every request of this engine uses."""
-
-    name: str
-    path: str
-
-
 class TrtllmBackend:
     """Implements `frames.backend.Backend`."""
 
     def __init__(
-        self, llm: Any, api: ModuleType, facts: BackendFacts, *, end_id: int, adapter: Adapter | None = None
+        self, llm: Any, api: ModuleType, facts: BackendFacts, *, end_id: int, adapters: Sequence[Adapter] = ()
     ) -> None:
         self._llm = llm
         self._api = api
         self._end_id = end_id
-        self._adapter = adapter
+        self._adapters: dict[str, Any] = {}
         self.counters: Counter[str] = Counter()
         """What happened so far, by name."""
         self.features: Features = detect(llm, api.SamplingParams)
         self.facts = facts
         self._stats = StatsReader(llm, self.counters)
-        if adapter is not None and not self.features.lora:
-            raise ValueError("this build takes no LoRA adapter per request")
+        if adapters:
+            if not self.features.lora:
+                raise ValueError("this build takes no LoRA adapter per request")
+            make = lora_class(api, "LoRARequest")
+            self._adapters = {a.name: make(a.name, a.number, a.path) for a in adapters}
 
     def check(self, spec: AttemptSpec) -> None:
         """A logit bias would need a tensor of the whole vocabulary per request: refused."""
@@ -140,8 +135,8 @@ class TrtllmBackend:
             extras["kv_cache_retention_config"] = api.KvCacheRetentionConfig(
                 [], decode_retention_priority=_KEEP_PRIORITY
             )
-        if self._adapter is not None:
-            extras["lora_request"] = api.LoRARequest(self._adapter.name, 1, self._adapter.path)
+        if request.adapter:
+            extras["lora_request"] = self._adapters[request.adapter]
         return extras
 
 

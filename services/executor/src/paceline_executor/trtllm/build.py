@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import logging
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -16,10 +17,11 @@ from paceline_executor.simulated.driver import LoopDriver
 from paceline_executor.simulated.language import language
 from paceline_executor.trtllm import emulator
 from paceline_executor.trtllm.arguments import EngineSizes, llm_arguments
-from paceline_executor.trtllm.backend import Adapter, TrtllmBackend
+from paceline_executor.trtllm.backend import TrtllmBackend
 from paceline_executor.trtllm.config import TrtllmSection
 from paceline_executor.trtllm.emulator.parameters import Faults
 from paceline_executor.trtllm.hf_vocabulary import HfVocabulary
+from paceline_executor.trtllm.lora import adapters_of
 from paceline_executor.trtllm.plan_mode import PlanMailbox, install
 
 _log = logging.getLogger(__name__)
@@ -85,8 +87,8 @@ async def build_real(section: TrtllmSection, model_path: str, model: str, sizes:
         llmapi = importlib.import_module("tensorrt_llm.llmapi")
     except ImportError as error:
         raise ValueError(f"TensorRT-LLM is not installed here: run in its image ({error})") from error
-    words = await asyncio.to_thread(HfVocabulary, model_path)
     arguments = llm_arguments(section, llmapi, sizes)
+    words = await asyncio.to_thread(HfVocabulary, model_path)
     llm = await asyncio.to_thread(lambda: tensorrt_llm.LLM(model=model_path, **arguments))
     capacity = section.kv_capacity_tokens or _capacity_of(llm, sizes.max_batch * sizes.context_tokens)
     version = str(tensorrt_llm.__version__)
@@ -112,8 +114,9 @@ def _agent(
     section: TrtllmSection, llm: Any, api: ModuleType, facts: BackendFacts, words: Vocabulary, sizes: EngineSizes,
     *, model: str, capacity: int, resume_ms: float, version: str,
 ) -> FrameEngine:  # fmt: skip
-    adapter = Adapter(section.adapter_name, section.adapter_path) if section.adapter_name else None
-    backend = TrtllmBackend(llm, api, facts, end_id=words.eos_token_id, adapter=adapter)
+    adapters = adapters_of(section.adapters)
+    facts = replace(facts, adapters=tuple(adapter.name for adapter in adapters))
+    backend = TrtllmBackend(llm, api, facts, end_id=words.eos_token_id, adapters=adapters)
     mailbox = None
     if section.mode == "plan":
         mailbox = PlanMailbox()
@@ -130,6 +133,7 @@ def _agent(
         frame_iterations=section.frame_iterations,
         frame_ms=section.frame_ms,
         reserve_tokens=section.reserve_tokens,
+        longest_reserve_tokens=section.longest_reserve_tokens,
         abort_timeout_s=section.abort_timeout_s,
         progress_timeout_s=section.progress_timeout_s,
         health_interval_s=section.health_interval_s,

@@ -47,14 +47,17 @@ class TrtllmSection(ConfigModel):
     frame_ms: float = Field(default=500.0, gt=0)
     """The same as a time, ms; whichever comes first."""
     reserve_tokens: int = Field(default=256, ge=1)
-    """Most tokens asked for at once: the engine reserves memory for all of them. More are a resume."""
+    """Tokens asked for at once where the expected length is not known, or was passed: the engine reserves memory for
+    them all. More are a resume."""
+    longest_reserve_tokens: int = Field(default=2048, ge=1)
+    """Most tokens asked for at once, whatever length is expected."""
     abort_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds after which an aborted request that has not ended takes the engine out."""
     progress_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds without progress that take the engine out."""
     health_interval_s: float = Field(default=2.0, gt=0)
     """Seconds between two looks at the engine's health."""
-    adapter_name: str = ""
-    """LoRA adapter that this engine serves; empty: none."""
-    adapter_path: str = ""
-    """Folder of the adapter."""
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters: folder of each, by the name that requests give in place of the model's."""
+    adapters_on_gpu: int = Field(default=8, ge=1)
+    """Adapters that fit on the GPU at once; the others wait in host memory."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n paceline/common/v1/attempt.proto\x12\x12paceline.common.v1\"\xe3\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x45\n\nlogit_bias\x18\x08 \x03(\x0b\x32\x31.paceline.common.v1.SamplingParams.LogitBiasEntry\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\x05\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seed\"R\n\x08KvTicket\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x11\n\tpositions\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\xe8\x02\n\x0b\x41ttemptSpec\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x13\n\ttoken_ids\x18\x04 \x01(\x0cH\x00\x12\x12\n\nforced_ids\x18\x05 \x01(\x0c\x12.\n\x06replay\x18\x06 \x01(\x0e\x32\x1e.paceline.common.v1.ReplayMode\x12\x19\n\x11\x61wait_more_forced\x18\x07 \x01(\x08\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x34\n\x08sampling\x18\t \x01(\x0b\x32\".paceline.common.v1.SamplingParams\x12/\n\tkv_ticket\x18\n \x01(\x0b\x32\x1c.paceline.common.v1.KvTicket\x12\x12\n\ncache_salt\x18\x0b \x01(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\tB\x08\n\x06prompt\"T\n\x0c\x46orcedTokens\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\"4\n\tRepublish\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x12\n\nfrom_index\x18\x02 \x01(\r\"2\n\x06\x43redit\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x13\n\x0btoken_limit\x18\x02 \x01(\r\"Q\n\x0f\x41ttemptAccepted\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x12\n\nprompt_ids\x18\x02 \x01(\x0c\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"l\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x01\x12\x15\n\rattainable_ms\x18\x05 \x01(\x01\"\xe0\x01\n\x0c\x41ttemptEnded\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x37\n\rfinish_reason\x18\x02 \x01(\x0e\x32 .paceline.common.v1.FinishReason\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.paceline.common.v1.Failure\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x11\n\tin_flight\x18\x07 \x01(\x08\"Z\n\nTokenBatch\x12\x14\n\x0c\x61ttempt_keys\x18\x01 \x03(\x06\x12\x15\n\rfirst_indices\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"E\n\x0cTokenPayload\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x14\n\x0ctext_lengths\x18\x02 \x01(\x0c\x12\x0c\n\x04text\x18\x03 \x01(\x0c*V\n\nReplayMode\x12\x1b\n\x17REPLAY_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11REPLAY_MODE_EXACT\x10\x01\x12\x14\n\x10REPLAY_MODE_FAST\x10\x02*\x85\x02\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x12\x1a\n\x16\x46INISH_REASON_REJECTED\x10\x05\x12\x19\n\x15\x46INISH_REASON_EXPIRED\x10\x06\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x07\x12\x17\n\x13\x46INISH_REASON_MOVED\x10\x08*\xf4\x02\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REQUEST_STATE_ACCEPTED\x10\x01\x12\x18\n\x14REQUEST_STATE_PLACED\x10\x02\x12\x18\n\x14REQUEST_STATE_QUEUED\x10\x03\x12\x19\n\x15REQUEST_STATE_RUNNING\x10\x04\x12\x18\n\x14REQUEST_STATE_PAUSED\x10\x05\x12\x19\n\x15REQUEST_STATE_EVICTED\x10\x06\x12\x1b\n\x17REQUEST_STATE_MIGRATING\x10\x07\x12\x1a\n\x16REQUEST_STATE_FINISHED\x10\x08\x12\x1b\n\x17REQUEST_STATE_CANCELLED\x10\t\x12\x1a\n\x16REQUEST_STATE_REJECTED\x10\n\x12\x19\n\x15REQUEST_STATE_EXPIRED\x10\x0b\x12\x18\n\x14REQUEST_STATE_FAILED\x10\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n paceline/common/v1/attempt.proto\x12\x12paceline.common.v1\"\xe3\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12\x45\n\nlogit_bias\x18\x08 \x03(\x0b\x32\x31.paceline.common.v1.SamplingParams.LogitBiasEntry\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\x05\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seed\"R\n\x08KvTicket\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x11\n\tpositions\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\xf9\x02\n\x0b\x41ttemptSpec\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x13\n\ttoken_ids\x18\x04 \x01(\x0cH\x00\x12\x12\n\nforced_ids\x18\x05 \x01(\x0c\x12.\n\x06replay\x18\x06 \x01(\x0e\x32\x1e.paceline.common.v1.ReplayMode\x12\x19\n\x11\x61wait_more_forced\x18\x07 \x01(\x08\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x34\n\x08sampling\x18\t \x01(\x0b\x32\".paceline.common.v1.SamplingParams\x12/\n\tkv_ticket\x18\n \x01(\x0b\x32\x1c.paceline.common.v1.KvTicket\x12\x12\n\ncache_salt\x18\x0b \x01(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\r \x01(\tB\x08\n\x06prompt\"T\n\x0c\x46orcedTokens\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\"4\n\tRepublish\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x12\n\nfrom_index\x18\x02 \x01(\r\"2\n\x06\x43redit\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x13\n\x0btoken_limit\x18\x02 \x01(\r\"Q\n\x0f\x41ttemptAccepted\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x12\n\nprompt_ids\x18\x02 \x01(\x0c\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"l\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x01\x12\x15\n\rattainable_ms\x18\x05 \x01(\x01\"\xe0\x01\n\x0c\x41ttemptEnded\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12\x37\n\rfinish_reason\x18\x02 \x01(\x0e\x32 .paceline.common.v1.FinishReason\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.paceline.common.v1.Failure\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12\x11\n\tin_flight\x18\x07 \x01(\x08\"Z\n\nTokenBatch\x12\x14\n\x0c\x61ttempt_keys\x18\x01 \x03(\x06\x12\x15\n\rfirst_indices\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"E\n\x0cTokenPayload\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x14\n\x0ctext_lengths\x18\x02 \x01(\x0c\x12\x0c\n\x04text\x18\x03 \x01(\x0c*V\n\nReplayMode\x12\x1b\n\x17REPLAY_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11REPLAY_MODE_EXACT\x10\x01\x12\x14\n\x10REPLAY_MODE_FAST\x10\x02*\x85\x02\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x12\x1a\n\x16\x46INISH_REASON_REJECTED\x10\x05\x12\x19\n\x15\x46INISH_REASON_EXPIRED\x10\x06\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x07\x12\x17\n\x13\x46INISH_REASON_MOVED\x10\x08*\xf4\x02\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REQUEST_STATE_ACCEPTED\x10\x01\x12\x18\n\x14REQUEST_STATE_PLACED\x10\x02\x12\x18\n\x14REQUEST_STATE_QUEUED\x10\x03\x12\x19\n\x15REQUEST_STATE_RUNNING\x10\x04\x12\x18\n\x14REQUEST_STATE_PAUSED\x10\x05\x12\x19\n\x15REQUEST_STATE_EVICTED\x10\x06\x12\x1b\n\x17REQUEST_STATE_MIGRATING\x10\x07\x12\x1a\n\x16REQUEST_STATE_FINISHED\x10\x08\x12\x1b\n\x17REQUEST_STATE_CANCELLED\x10\t\x12\x1a\n\x16REQUEST_STATE_REJECTED\x10\n\x12\x19\n\x15REQUEST_STATE_EXPIRED\x10\x0b\x12\x18\n\x14REQUEST_STATE_FAILED\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_REPLAYMODE']._serialized_start=1636
-  _globals['_REPLAYMODE']._serialized_end=1722
-  _globals['_FINISHREASON']._serialized_start=1725
-  _globals['_FINISHREASON']._serialized_end=1986
-  _globals['_REQUESTSTATE']._serialized_start=1989
-  _globals['_REQUESTSTATE']._serialized_end=2361
+  _globals['_REPLAYMODE']._serialized_start=1653
+  _globals['_REPLAYMODE']._serialized_end=1739
+  _globals['_FINISHREASON']._serialized_start=1742
+  _globals['_FINISHREASON']._serialized_end=2003
+  _globals['_REQUESTSTATE']._serialized_start=2006
+  _globals['_REQUESTSTATE']._serialized_end=2378
   _globals['_SAMPLINGPARAMS']._serialized_start=57
   _globals['_SAMPLINGPARAMS']._serialized_end=412
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=355
@@ -46,21 +46,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVTICKET']._serialized_start=414
   _globals['_KVTICKET']._serialized_end=496
   _globals['_ATTEMPTSPEC']._serialized_start=499
-  _globals['_ATTEMPTSPEC']._serialized_end=859
-  _globals['_FORCEDTOKENS']._serialized_start=861
-  _globals['_FORCEDTOKENS']._serialized_end=945
-  _globals['_REPUBLISH']._serialized_start=947
-  _globals['_REPUBLISH']._serialized_end=999
-  _globals['_CREDIT']._serialized_start=1001
-  _globals['_CREDIT']._serialized_end=1051
-  _globals['_ATTEMPTACCEPTED']._serialized_start=1053
-  _globals['_ATTEMPTACCEPTED']._serialized_end=1134
-  _globals['_FAILURE']._serialized_start=1136
-  _globals['_FAILURE']._serialized_end=1244
-  _globals['_ATTEMPTENDED']._serialized_start=1247
-  _globals['_ATTEMPTENDED']._serialized_end=1471
-  _globals['_TOKENBATCH']._serialized_start=1473
-  _globals['_TOKENBATCH']._serialized_end=1563
-  _globals['_TOKENPAYLOAD']._serialized_start=1565
-  _globals['_TOKENPAYLOAD']._serialized_end=1634
+  _globals['_ATTEMPTSPEC']._serialized_end=876
+  _globals['_FORCEDTOKENS']._serialized_start=878
+  _globals['_FORCEDTOKENS']._serialized_end=962
+  _globals['_REPUBLISH']._serialized_start=964
+  _globals['_REPUBLISH']._serialized_end=1016
+  _globals['_CREDIT']._serialized_start=1018
+  _globals['_CREDIT']._serialized_end=1068
+  _globals['_ATTEMPTACCEPTED']._serialized_start=1070
+  _globals['_ATTEMPTACCEPTED']._serialized_end=1151
+  _globals['_FAILURE']._serialized_start=1153
+  _globals['_FAILURE']._serialized_end=1261
+  _globals['_ATTEMPTENDED']._serialized_start=1264
+  _globals['_ATTEMPTENDED']._serialized_end=1488
+  _globals['_TOKENBATCH']._serialized_start=1490
+  _globals['_TOKENBATCH']._serialized_end=1580
+  _globals['_TOKENPAYLOAD']._serialized_start=1582
+  _globals['_TOKENPAYLOAD']._serialized_end=1651
 # @@protoc_insertion_point(module_scope)

@@ -299,6 +299,7 @@ class AttemptSpec(_message.Message):
     KV_TICKET_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     attempt_key: _builtins.int
     """Key of the attempt, unique across routers and incarnations (drawn by the router)."""
     request_id: _builtins.str
@@ -319,6 +320,8 @@ class AttemptSpec(_message.Message):
     """Prefixes are shared only among equal salts."""
     traceparent: _builtins.str
     """W3C traceparent of the request's span."""
+    adapter: _builtins.str
+    """LoRA adapter to run with, by name; empty: none."""
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """Sampling."""
@@ -342,10 +345,11 @@ class AttemptSpec(_message.Message):
         kv_ticket: Global___KvTicket | None = ...,
         cache_salt: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv_ticket", b"kv_ticket", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_key", b"attempt_key", "await_more_forced", b"await_more_forced", "cache_salt", b"cache_salt", "forced_ids", b"forced_ids", "kv_ticket", b"kv_ticket", "max_tokens", b"max_tokens", "prompt", b"prompt", "replay", b"replay", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt_key", b"attempt_key", "await_more_forced", b"await_more_forced", "cache_salt", b"cache_salt", "forced_ids", b"forced_ids", "kv_ticket", b"kv_ticket", "max_tokens", b"max_tokens", "prompt", b"prompt", "replay", b"replay", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from paceline.common.v1 import attempt_pb2 as paceline_dot_common_dot_v1_dot_attempt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaceline/common/v1/engine.proto\x12\x12paceline.common.v1\x1a paceline/common/v1/attempt.proto\"Q\n\x0e\x45ngineIdentity\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x17\n\x0fstarted_unix_ms\x18\x03 \x01(\x03\"\xb7\x05\n\x12\x45ngineCapabilities\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nmodel_hash\x18\x02 \x01(\t\x12\x14\n\x0ctokenizer_id\x18\x03 \x01(\t\x12\x15\n\rchat_template\x18\x04 \x01(\t\x12\x11\n\tbos_token\x18\x05 \x01(\t\x12\x11\n\teos_token\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\r\n\x05\x62uild\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x14\n\x0cspeed_factor\x18\n \x01(\x02\x12=\n\x10plan_granularity\x18\x0b \x01(\x0e\x32#.paceline.common.v1.PlanGranularity\x12\x32\n\x0bpause_modes\x18\x0c \x03(\x0e\x32\x1d.paceline.common.v1.PauseMode\x12\x1e\n\x16run_set_change_cost_ms\x18\r \x01(\x02\x12\x11\n\tmax_batch\x18\x0e \x01(\r\x12\x14\n\x0cmax_resident\x18\x0f \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x10 \x01(\r\x12\x1a\n\x12kv_capacity_tokens\x18\x11 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x12 \x01(\r\x12\x0f\n\x07kv_type\x18\x13 \x01(\t\x12\x1c\n\x14prefill_chunk_tokens\x18\x14 \x01(\r\x12\x13\n\x0bkv_transfer\x18\x15 \x01(\x08\x12\x35\n\x0cprefix_reuse\x18\x16 \x01(\x0e\x32\x1f.paceline.common.v1.PrefixReuse\x12\x34\n\x0creplay_modes\x18\x17 \x03(\x0e\x32\x1e.paceline.common.v1.ReplayMode\x12\x10\n\x08priority\x18\x18 \x01(\x08\x12\x12\n\nvocab_size\x18\x19 \x01(\r\"\xa2\x01\n\x0b\x45ngineModel\x12\x0c\n\x04\x61_ms\x18\x01 \x01(\x01\x12\x0c\n\x04\x62_ms\x18\x02 \x01(\x01\x12\x0c\n\x04\x63_ms\x18\x03 \x01(\x01\x12\r\n\x05\x61\x31_ms\x18\x04 \x01(\x01\x12\r\n\x05p0_ms\x18\x05 \x01(\x01\x12\x0c\n\x04\x64_ms\x18\x06 \x01(\x01\x12\x0c\n\x04\x65_ms\x18\x07 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_samples\x18\x08 \x01(\x04\x12\x17\n\x0fprefill_samples\x18\t \x01(\x04*o\n\x0fPlanGranularity\x12 \n\x1cPLAN_GRANULARITY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPLAN_GRANULARITY_ITERATION\x10\x01\x12\x1a\n\x16PLAN_GRANULARITY_FRAME\x10\x02*n\n\tPauseMode\x12\x1a\n\x16PAUSE_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12PAUSE_MODE_KEEP_KV\x10\x01\x12\x13\n\x0fPAUSE_MODE_SWAP\x10\x02\x12\x18\n\x14PAUSE_MODE_RECOMPUTE\x10\x03*s\n\x0bPrefixReuse\x12\x1c\n\x18PREFIX_REUSE_UNSPECIFIED\x10\x00\x12\x15\n\x11PREFIX_REUSE_NONE\x10\x01\x12\x18\n\x14PREFIX_REUSE_ALIGNED\x10\x02\x12\x15\n\x11PREFIX_REUSE_FAST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaceline/common/v1/engine.proto\x12\x12paceline.common.v1\x1a paceline/common/v1/attempt.proto\"Q\n\x0e\x45ngineIdentity\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x17\n\x0fstarted_unix_ms\x18\x03 \x01(\x03\"\xc9\x05\n\x12\x45ngineCapabilities\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nmodel_hash\x18\x02 \x01(\t\x12\x14\n\x0ctokenizer_id\x18\x03 \x01(\t\x12\x15\n\rchat_template\x18\x04 \x01(\t\x12\x11\n\tbos_token\x18\x05 \x01(\t\x12\x11\n\teos_token\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\r\n\x05\x62uild\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x14\n\x0cspeed_factor\x18\n \x01(\x02\x12=\n\x10plan_granularity\x18\x0b \x01(\x0e\x32#.paceline.common.v1.PlanGranularity\x12\x32\n\x0bpause_modes\x18\x0c \x03(\x0e\x32\x1d.paceline.common.v1.PauseMode\x12\x1e\n\x16run_set_change_cost_ms\x18\r \x01(\x02\x12\x11\n\tmax_batch\x18\x0e \x01(\r\x12\x14\n\x0cmax_resident\x18\x0f \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x10 \x01(\r\x12\x1a\n\x12kv_capacity_tokens\x18\x11 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x12 \x01(\r\x12\x0f\n\x07kv_type\x18\x13 \x01(\t\x12\x1c\n\x14prefill_chunk_tokens\x18\x14 \x01(\r\x12\x13\n\x0bkv_transfer\x18\x15 \x01(\x08\x12\x35\n\x0cprefix_reuse\x18\x16 \x01(\x0e\x32\x1f.paceline.common.v1.PrefixReuse\x12\x34\n\x0creplay_modes\x18\x17 \x03(\x0e\x32\x1e.paceline.common.v1.ReplayMode\x12\x10\n\x08priority\x18\x18 \x01(\x08\x12\x12\n\nvocab_size\x18\x19 \x01(\r\x12\x10\n\x08\x61\x64\x61pters\x18\x1a \x03(\t\"\xa2\x01\n\x0b\x45ngineModel\x12\x0c\n\x04\x61_ms\x18\x01 \x01(\x01\x12\x0c\n\x04\x62_ms\x18\x02 \x01(\x01\x12\x0c\n\x04\x63_ms\x18\x03 \x01(\x01\x12\r\n\x05\x61\x31_ms\x18\x04 \x01(\x01\x12\r\n\x05p0_ms\x18\x05 \x01(\x01\x12\x0c\n\x04\x64_ms\x18\x06 \x01(\x01\x12\x0c\n\x04\x65_ms\x18\x07 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_samples\x18\x08 \x01(\x04\x12\x17\n\x0fprefill_samples\x18\t \x01(\x04*o\n\x0fPlanGranularity\x12 \n\x1cPLAN_GRANULARITY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPLAN_GRANULARITY_ITERATION\x10\x01\x12\x1a\n\x16PLAN_GRANULARITY_FRAME\x10\x02*n\n\tPauseMode\x12\x1a\n\x16PAUSE_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12PAUSE_MODE_KEEP_KV\x10\x01\x12\x13\n\x0fPAUSE_MODE_SWAP\x10\x02\x12\x18\n\x14PAUSE_MODE_RECOMPUTE\x10\x03*s\n\x0bPrefixReuse\x12\x1c\n\x18PREFIX_REUSE_UNSPECIFIED\x10\x00\x12\x15\n\x11PREFIX_REUSE_NONE\x10\x01\x12\x18\n\x14PREFIX_REUSE_ALIGNED\x10\x02\x12\x15\n\x11PREFIX_REUSE_FAST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paceline.common.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLANGRANULARITY']._serialized_start=1035
-  _globals['_PLANGRANULARITY']._serialized_end=1146
-  _globals['_PAUSEMODE']._serialized_start=1148
-  _globals['_PAUSEMODE']._serialized_end=1258
-  _globals['_PREFIXREUSE']._serialized_start=1260
-  _globals['_PREFIXREUSE']._serialized_end=1375
+  _globals['_PLANGRANULARITY']._serialized_start=1053
+  _globals['_PLANGRANULARITY']._serialized_end=1164
+  _globals['_PAUSEMODE']._serialized_start=1166
+  _globals['_PAUSEMODE']._serialized_end=1276
+  _globals['_PREFIXREUSE']._serialized_start=1278
+  _globals['_PREFIXREUSE']._serialized_end=1393
   _globals['_ENGINEIDENTITY']._serialized_start=89
   _globals['_ENGINEIDENTITY']._serialized_end=170
   _globals['_ENGINECAPABILITIES']._serialized_start=173
-  _globals['_ENGINECAPABILITIES']._serialized_end=868
-  _globals['_ENGINEMODEL']._serialized_start=871
-  _globals['_ENGINEMODEL']._serialized_end=1033
+  _globals['_ENGINECAPABILITIES']._serialized_end=886
+  _globals['_ENGINEMODEL']._serialized_start=889
+  _globals['_ENGINEMODEL']._serialized_end=1051
 # @@protoc_insertion_point(module_scope)

@@ -161,6 +161,7 @@ class EngineCapabilities(_message.Message):
     REPLAY_MODES_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the served model."""
     model_hash: _builtins.str
@@ -215,6 +216,10 @@ class EngineCapabilities(_message.Message):
     def replay_modes(self) -> _containers.RepeatedScalarFieldContainer[_attempt_pb2.ReplayMode.ValueType]:
         """Replay modes on offer."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """LoRA adapters that requests may name."""
+
     def __init__(
         self,
         *,
@@ -243,10 +248,11 @@ class EngineCapabilities(_message.Message):
         replay_modes: _abc.Iterable[_attempt_pb2.ReplayMode.ValueType] | None = ...,
         priority: _builtins.bool = ...,
         vocab_size: _builtins.int = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "bos_token", b"bos_token", "build", b"build", "chat_template", b"chat_template", "device", b"device", "eos_token", b"eos_token", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_transfer", b"kv_transfer", "kv_type", b"kv_type", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_resident", b"max_resident", "model", b"model", "model_hash", b"model_hash", "pause_modes", b"pause_modes", "plan_granularity", b"plan_granularity", "prefill_chunk_tokens", b"prefill_chunk_tokens", "prefix_reuse", b"prefix_reuse", "priority", b"priority", "replay_modes", b"replay_modes", "run_set_change_cost_ms", b"run_set_change_cost_ms", "speed_factor", b"speed_factor", "tokenizer_id", b"tokenizer_id", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "bos_token", b"bos_token", "build", b"build", "chat_template", b"chat_template", "device", b"device", "eos_token", b"eos_token", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_transfer", b"kv_transfer", "kv_type", b"kv_type", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_resident", b"max_resident", "model", b"model", "model_hash", b"model_hash", "pause_modes", b"pause_modes", "plan_granularity", b"plan_granularity", "prefill_chunk_tokens", b"prefill_chunk_tokens", "prefix_reuse", b"prefix_reuse", "priority", b"priority", "replay_modes", b"replay_modes", "run_set_change_cost_ms", b"run_set_change_cost_ms", "speed_factor", b"speed_factor", "tokenizer_id", b"tokenizer_id", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,15 +26,15 @@ from paceline.common.v1 import attempt_pb2 as paceline_dot_common_dot_v1_dot_att
 from paceline.common.v1 import engine_pb2 as paceline_dot_common_dot_v1_dot_engine__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#paceline/executor/v1/executor.proto\x12\x14paceline.executor.v1\x1a paceline/common/v1/attempt.proto\x1a\x1fpaceline/common/v1/engine.proto\"\x18\n\x16GetCapabilitiesRequest\"\x8d\x01\n\x17GetCapabilitiesResponse\x12\x34\n\x08identity\x18\x01 \x01(\x0b\x32\".paceline.common.v1.EngineIdentity\x12<\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32&.paceline.common.v1.EngineCapabilities\"{\n\nRunRequest\x12.\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x1c.paceline.executor.v1.AttachH\x00\x12\x32\n\x08\x63ommands\x18\x02 \x01(\x0b\x32\x1e.paceline.executor.v1.CommandsH\x00\x42\t\n\x07message\"5\n\x06\x41ttach\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\"\xfe\x01\n\x08\x43ommands\x12.\n\x04\x61\x64\x64s\x18\x01 \x03(\x0b\x32 .paceline.executor.v1.AddAttempt\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x06\x12\x10\n\x08releases\x18\x03 \x03(\x06\x12\x32\n\x0brepublishes\x18\x04 \x03(\x0b\x32\x1d.paceline.common.v1.Republish\x12\x30\n\x06\x66orced\x18\x05 \x03(\x0b\x32 .paceline.common.v1.ForcedTokens\x12\x0f\n\x07tickets\x18\x06 \x03(\x06\x12(\n\x04plan\x18\x07 \x01(\x0b\x32\x1a.paceline.executor.v1.Plan\"L\n\nAddAttempt\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.paceline.common.v1.AttemptSpec\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\"\x9d\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x61ttempt_keys\x18\x02 \x03(\x06\x12\x14\n\x0ctoken_limits\x18\x03 \x03(\r\x12\r\n\x05\x65vict\x18\x04 \x03(\x06\x12\x11\n\tmax_batch\x18\x05 \x01(\r\x12\x1d\n\x15prefill_budget_tokens\x18\x06 \x01(\r\x12\x17\n\x0fvalid_for_steps\x18\x07 \x01(\r\"|\n\x0bRunResponse\x12\x32\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x1e.paceline.executor.v1.AttachedH\x00\x12.\n\x06report\x18\x02 \x01(\x0b\x32\x1c.paceline.executor.v1.ReportH\x00\x42\t\n\x07message\"\xbd\x01\n\x08\x41ttached\x12\x34\n\x08identity\x18\x01 \x01(\x0b\x32\".paceline.common.v1.EngineIdentity\x12<\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32&.paceline.common.v1.EngineCapabilities\x12/\n\x04live\x18\x03 \x03(\x0b\x32!.paceline.executor.v1.LiveAttempt\x12\x0c\n\x04more\x18\x04 \x01(\x08\"\xed\x01\n\x0bLiveAttempt\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.paceline.common.v1.AttemptSpec\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .paceline.common.v1.RequestState\x12\x12\n\nprompt_ids\x18\x04 \x01(\x0c\x12\x11\n\tkv_tokens\x18\x05 \x01(\r\x12\x15\n\routput_tokens\x18\x06 \x01(\r\x12/\n\x05\x65nded\x18\x07 \x01(\x0b\x32 .paceline.common.v1.AttemptEnded\"\xe9\x02\n\x06Report\x12\x35\n\x08\x61\x63\x63\x65pted\x18\x01 \x03(\x0b\x32#.paceline.common.v1.AttemptAccepted\x12/\n\x05steps\x18\x02 \x03(\x0b\x32 .paceline.executor.v1.StepReport\x12\x33\n\x0brepublished\x18\x03 \x03(\x0b\x32\x1e.paceline.common.v1.TokenBatch\x12/\n\x05\x65nded\x18\x04 \x03(\x0b\x32 .paceline.common.v1.AttemptEnded\x12\x33\n\x07tickets\x18\x05 \x03(\x0b\x32\".paceline.executor.v1.IssuedTicket\x12\x33\n\ndeviations\x18\x06 \x03(\x0b\x32\x1f.paceline.executor.v1.Deviation\x12\'\n\x02kv\x18\x07 \x01(\x0b\x32\x1b.paceline.executor.v1.KvUse\"\x87\x03\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07plan_id\x18\x02 \x01(\x04\x12\x0f\n\x07step_ms\x18\x03 \x01(\x02\x12\x11\n\tdecode_ms\x18\x04 \x01(\x02\x12\x12\n\nprefill_ms\x18\x05 \x01(\x02\x12\x14\n\x0c\x64\x65\x63ode_batch\x18\x06 \x01(\r\x12\x1d\n\x15\x64\x65\x63ode_context_tokens\x18\x07 \x01(\x04\x12\x16\n\x0eprefill_tokens\x18\x08 \x03(\r\x12\x1e\n\x16prefill_context_tokens\x18\t \x03(\r\x12\x17\n\x0fprefill_call_ms\x18\n \x03(\x02\x12.\n\x06tokens\x18\x0b \x01(\x0b\x32\x1e.paceline.common.v1.TokenBatch\x12\x15\n\rprogress_keys\x18\x0c \x03(\x06\x12\x1a\n\x12progress_kv_tokens\x18\r \x03(\r\x12\x39\n\x0fprogress_states\x18\x0e \x03(\x0e\x32 .paceline.common.v1.RequestState\"\x7f\n\x0cIssuedTicket\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12,\n\x06ticket\x18\x02 \x01(\x0b\x32\x1c.paceline.common.v1.KvTicket\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.paceline.common.v1.Failure\"h\n\tDeviation\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x61ttempt_key\x18\x02 \x01(\x06\x12\x35\n\x06reason\x18\x03 \x01(\x0e\x32%.paceline.executor.v1.DeviationReason\"S\n\x05KvUse\x12\x13\n\x0bused_tokens\x18\x01 \x01(\x04\x12\x15\n\rcached_tokens\x18\x02 \x01(\x04\x12\x10\n\x08resident\x18\x03 \x01(\r\x12\x0c\n\x04live\x18\x04 \x01(\r\"r\n\x10PullStateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\r\n\x05\x62uild\x18\x02 \x01(\t\x12\x12\n\nmodel_hash\x18\x03 \x01(\t\x12\x0f\n\x07kv_type\x18\x04 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x05 \x01(\r\"a\n\x11PullStateResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.paceline.executor.v1.StateHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"m\n\x0bStateHeader\x12\x11\n\tpositions\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07\" \n\x0fTokenizeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"C\n\x10TokenizeResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.paceline.executor.v1.TokenIds\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\x01\"5\n\rDrainResponse\x12\x11\n\tcompleted\x18\x01 \x01(\r\x12\x11\n\tcancelled\x18\x02 \x01(\r*\x8f\x01\n\x0f\x44\x65viationReason\x12 \n\x1c\x44\x45VIATION_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45VIATION_REASON_NO_SLOT\x10\x01\x12\x1a\n\x16\x44\x45VIATION_REASON_NO_KV\x10\x02\x12 \n\x1c\x44\x45VIATION_REASON_UNSUPPORTED\x10\x03\x32\xde\x03\n\x0f\x45xecutorService\x12n\n\x0fGetCapabilities\x12,.paceline.executor.v1.GetCapabilitiesRequest\x1a-.paceline.executor.v1.GetCapabilitiesResponse\x12N\n\x03Run\x12 .paceline.executor.v1.RunRequest\x1a!.paceline.executor.v1.RunResponse(\x01\x30\x01\x12^\n\tPullState\x12&.paceline.executor.v1.PullStateRequest\x1a\'.paceline.executor.v1.PullStateResponse0\x01\x12Y\n\x08Tokenize\x12%.paceline.executor.v1.TokenizeRequest\x1a&.paceline.executor.v1.TokenizeResponse\x12P\n\x05\x44rain\x12\".paceline.executor.v1.DrainRequest\x1a#.paceline.executor.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#paceline/executor/v1/executor.proto\x12\x14paceline.executor.v1\x1a paceline/common/v1/attempt.proto\x1a\x1fpaceline/common/v1/engine.proto\"\x18\n\x16GetCapabilitiesRequest\"\x8d\x01\n\x17GetCapabilitiesResponse\x12\x34\n\x08identity\x18\x01 \x01(\x0b\x32\".paceline.common.v1.EngineIdentity\x12<\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32&.paceline.common.v1.EngineCapabilities\"{\n\nRunRequest\x12.\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x1c.paceline.executor.v1.AttachH\x00\x12\x32\n\x08\x63ommands\x18\x02 \x01(\x0b\x32\x1e.paceline.executor.v1.CommandsH\x00\x42\t\n\x07message\"5\n\x06\x41ttach\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\"\xfe\x01\n\x08\x43ommands\x12.\n\x04\x61\x64\x64s\x18\x01 \x03(\x0b\x32 .paceline.executor.v1.AddAttempt\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x06\x12\x10\n\x08releases\x18\x03 \x03(\x06\x12\x32\n\x0brepublishes\x18\x04 \x03(\x0b\x32\x1d.paceline.common.v1.Republish\x12\x30\n\x06\x66orced\x18\x05 \x03(\x0b\x32 .paceline.common.v1.ForcedTokens\x12\x0f\n\x07tickets\x18\x06 \x03(\x06\x12(\n\x04plan\x18\x07 \x01(\x0b\x32\x1a.paceline.executor.v1.Plan\"i\n\nAddAttempt\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.paceline.common.v1.AttemptSpec\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\x12\x1b\n\x13output_bound_tokens\x18\x03 \x01(\r\"\x9d\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x61ttempt_keys\x18\x02 \x03(\x06\x12\x14\n\x0ctoken_limits\x18\x03 \x03(\r\x12\r\n\x05\x65vict\x18\x04 \x03(\x06\x12\x11\n\tmax_batch\x18\x05 \x01(\r\x12\x1d\n\x15prefill_budget_tokens\x18\x06 \x01(\r\x12\x17\n\x0fvalid_for_steps\x18\x07 \x01(\r\"|\n\x0bRunResponse\x12\x32\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x1e.paceline.executor.v1.AttachedH\x00\x12.\n\x06report\x18\x02 \x01(\x0b\x32\x1c.paceline.executor.v1.ReportH\x00\x42\t\n\x07message\"\xbd\x01\n\x08\x41ttached\x12\x34\n\x08identity\x18\x01 \x01(\x0b\x32\".paceline.common.v1.EngineIdentity\x12<\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32&.paceline.common.v1.EngineCapabilities\x12/\n\x04live\x18\x03 \x03(\x0b\x32!.paceline.executor.v1.LiveAttempt\x12\x0c\n\x04more\x18\x04 \x01(\x08\"\xed\x01\n\x0bLiveAttempt\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.paceline.common.v1.AttemptSpec\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .paceline.common.v1.RequestState\x12\x12\n\nprompt_ids\x18\x04 \x01(\x0c\x12\x11\n\tkv_tokens\x18\x05 \x01(\r\x12\x15\n\routput_tokens\x18\x06 \x01(\r\x12/\n\x05\x65nded\x18\x07 \x01(\x0b\x32 .paceline.common.v1.AttemptEnded\"\xe9\x02\n\x06Report\x12\x35\n\x08\x61\x63\x63\x65pted\x18\x01 \x03(\x0b\x32#.paceline.common.v1.AttemptAccepted\x12/\n\x05steps\x18\x02 \x03(\x0b\x32 .paceline.executor.v1.StepReport\x12\x33\n\x0brepublished\x18\x03 \x03(\x0b\x32\x1e.paceline.common.v1.TokenBatch\x12/\n\x05\x65nded\x18\x04 \x03(\x0b\x32 .paceline.common.v1.AttemptEnded\x12\x33\n\x07tickets\x18\x05 \x03(\x0b\x32\".paceline.executor.v1.IssuedTicket\x12\x33\n\ndeviations\x18\x06 \x03(\x0b\x32\x1f.paceline.executor.v1.Deviation\x12\'\n\x02kv\x18\x07 \x01(\x0b\x32\x1b.paceline.executor.v1.KvUse\"\x87\x03\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07plan_id\x18\x02 \x01(\x04\x12\x0f\n\x07step_ms\x18\x03 \x01(\x02\x12\x11\n\tdecode_ms\x18\x04 \x01(\x02\x12\x12\n\nprefill_ms\x18\x05 \x01(\x02\x12\x14\n\x0c\x64\x65\x63ode_batch\x18\x06 \x01(\r\x12\x1d\n\x15\x64\x65\x63ode_context_tokens\x18\x07 \x01(\x04\x12\x16\n\x0eprefill_tokens\x18\x08 \x03(\r\x12\x1e\n\x16prefill_context_tokens\x18\t \x03(\r\x12\x17\n\x0fprefill_call_ms\x18\n \x03(\x02\x12.\n\x06tokens\x18\x0b \x01(\x0b\x32\x1e.paceline.common.v1.TokenBatch\x12\x15\n\rprogress_keys\x18\x0c \x03(\x06\x12\x1a\n\x12progress_kv_tokens\x18\r \x03(\r\x12\x39\n\x0fprogress_states\x18\x0e \x03(\x0e\x32 .paceline.common.v1.RequestState\"\x7f\n\x0cIssuedTicket\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\x06\x12,\n\x06ticket\x18\x02 \x01(\x0b\x32\x1c.paceline.common.v1.KvTicket\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1b.paceline.common.v1.Failure\"h\n\tDeviation\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x61ttempt_key\x18\x02 \x01(\x06\x12\x35\n\x06reason\x18\x03 \x01(\x0e\x32%.paceline.executor.v1.DeviationReason\"S\n\x05KvUse\x12\x13\n\x0bused_tokens\x18\x01 \x01(\x04\x12\x15\n\rcached_tokens\x18\x02 \x01(\x04\x12\x10\n\x08resident\x18\x03 \x01(\r\x12\x0c\n\x04live\x18\x04 \x01(\r\"r\n\x10PullStateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\r\n\x05\x62uild\x18\x02 \x01(\t\x12\x12\n\nmodel_hash\x18\x03 \x01(\t\x12\x0f\n\x07kv_type\x18\x04 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x05 \x01(\r\"a\n\x11PullStateResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.paceline.executor.v1.StateHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"m\n\x0bStateHeader\x12\x11\n\tpositions\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07\" \n\x0fTokenizeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"C\n\x10TokenizeResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.paceline.executor.v1.TokenIds\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\x01\"5\n\rDrainResponse\x12\x11\n\tcompleted\x18\x01 \x01(\r\x12\x11\n\tcancelled\x18\x02 \x01(\r*\x8f\x01\n\x0f\x44\x65viationReason\x12 \n\x1c\x44\x45VIATION_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45VIATION_REASON_NO_SLOT\x10\x01\x12\x1a\n\x16\x44\x45VIATION_REASON_NO_KV\x10\x02\x12 \n\x1c\x44\x45VIATION_REASON_UNSUPPORTED\x10\x03\x32\xde\x03\n\x0f\x45xecutorService\x12n\n\x0fGetCapabilities\x12,.paceline.executor.v1.GetCapabilitiesRequest\x1a-.paceline.executor.v1.GetCapabilitiesResponse\x12N\n\x03Run\x12 .paceline.executor.v1.RunRequest\x1a!.paceline.executor.v1.RunResponse(\x01\x30\x01\x12^\n\tPullState\x12&.paceline.executor.v1.PullStateRequest\x1a\'.paceline.executor.v1.PullStateResponse0\x01\x12Y\n\x08Tokenize\x12%.paceline.executor.v1.TokenizeRequest\x1a&.paceline.executor.v1.TokenizeResponse\x12P\n\x05\x44rain\x12\".paceline.executor.v1.DrainRequest\x1a#.paceline.executor.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paceline.executor.v1.executor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVIATIONREASON']._serialized_start=3155
-  _globals['_DEVIATIONREASON']._serialized_end=3298
+  _globals['_DEVIATIONREASON']._serialized_start=3184
+  _globals['_DEVIATIONREASON']._serialized_end=3327
   _globals['_GETCAPABILITIESREQUEST']._serialized_start=128
   _globals['_GETCAPABILITIESREQUEST']._serialized_end=152
   _globals['_GETCAPABILITIESRESPONSE']._serialized_start=155
@@ -46,41 +46,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMANDS']._serialized_start=479
   _globals['_COMMANDS']._serialized_end=733
   _globals['_ADDATTEMPT']._serialized_start=735
-  _globals['_ADDATTEMPT']._serialized_end=811
-  _globals['_PLAN']._serialized_start=814
-  _globals['_PLAN']._serialized_end=971
-  _globals['_RUNRESPONSE']._serialized_start=973
-  _globals['_RUNRESPONSE']._serialized_end=1097
-  _globals['_ATTACHED']._serialized_start=1100
-  _globals['_ATTACHED']._serialized_end=1289
-  _globals['_LIVEATTEMPT']._serialized_start=1292
-  _globals['_LIVEATTEMPT']._serialized_end=1529
-  _globals['_REPORT']._serialized_start=1532
-  _globals['_REPORT']._serialized_end=1893
-  _globals['_STEPREPORT']._serialized_start=1896
-  _globals['_STEPREPORT']._serialized_end=2287
-  _globals['_ISSUEDTICKET']._serialized_start=2289
-  _globals['_ISSUEDTICKET']._serialized_end=2416
-  _globals['_DEVIATION']._serialized_start=2418
-  _globals['_DEVIATION']._serialized_end=2522
-  _globals['_KVUSE']._serialized_start=2524
-  _globals['_KVUSE']._serialized_end=2607
-  _globals['_PULLSTATEREQUEST']._serialized_start=2609
-  _globals['_PULLSTATEREQUEST']._serialized_end=2723
-  _globals['_PULLSTATERESPONSE']._serialized_start=2725
-  _globals['_PULLSTATERESPONSE']._serialized_end=2822
-  _globals['_STATEHEADER']._serialized_start=2824
-  _globals['_STATEHEADER']._serialized_end=2933
-  _globals['_TOKENIZEREQUEST']._serialized_start=2935
-  _globals['_TOKENIZEREQUEST']._serialized_end=2967
-  _globals['_TOKENIZERESPONSE']._serialized_start=2969
-  _globals['_TOKENIZERESPONSE']._serialized_end=3036
-  _globals['_TOKENIDS']._serialized_start=3038
-  _globals['_TOKENIDS']._serialized_end=3061
-  _globals['_DRAINREQUEST']._serialized_start=3063
-  _globals['_DRAINREQUEST']._serialized_end=3097
-  _globals['_DRAINRESPONSE']._serialized_start=3099
-  _globals['_DRAINRESPONSE']._serialized_end=3152
-  _globals['_EXECUTORSERVICE']._serialized_start=3301
-  _globals['_EXECUTORSERVICE']._serialized_end=3779
+  _globals['_ADDATTEMPT']._serialized_end=840
+  _globals['_PLAN']._serialized_start=843
+  _globals['_PLAN']._serialized_end=1000
+  _globals['_RUNRESPONSE']._serialized_start=1002
+  _globals['_RUNRESPONSE']._serialized_end=1126
+  _globals['_ATTACHED']._serialized_start=1129
+  _globals['_ATTACHED']._serialized_end=1318
+  _globals['_LIVEATTEMPT']._serialized_start=1321
+  _globals['_LIVEATTEMPT']._serialized_end=1558
+  _globals['_REPORT']._serialized_start=1561
+  _globals['_REPORT']._serialized_end=1922
+  _globals['_STEPREPORT']._serialized_start=1925
+  _globals['_STEPREPORT']._serialized_end=2316
+  _globals['_ISSUEDTICKET']._serialized_start=2318
+  _globals['_ISSUEDTICKET']._serialized_end=2445
+  _globals['_DEVIATION']._serialized_start=2447
+  _globals['_DEVIATION']._serialized_end=2551
+  _globals['_KVUSE']._serialized_start=2553
+  _globals['_KVUSE']._serialized_end=2636
+  _globals['_PULLSTATEREQUEST']._serialized_start=2638
+  _globals['_PULLSTATEREQUEST']._serialized_end=2752
+  _globals['_PULLSTATERESPONSE']._serialized_start=2754
+  _globals['_PULLSTATERESPONSE']._serialized_end=2851
+  _globals['_STATEHEADER']._serialized_start=2853
+  _globals['_STATEHEADER']._serialized_end=2962
+  _globals['_TOKENIZEREQUEST']._serialized_start=2964
+  _globals['_TOKENIZEREQUEST']._serialized_end=2996
+  _globals['_TOKENIZERESPONSE']._serialized_start=2998
+  _globals['_TOKENIZERESPONSE']._serialized_end=3065
+  _globals['_TOKENIDS']._serialized_start=3067
+  _globals['_TOKENIDS']._serialized_end=3090
+  _globals['_DRAINREQUEST']._serialized_start=3092
+  _globals['_DRAINREQUEST']._serialized_end=3126
+  _globals['_DRAINRESPONSE']._serialized_start=3128
+  _globals['_DRAINRESPONSE']._serialized_end=3181
+  _globals['_EXECUTORSERVICE']._serialized_start=3330
+  _globals['_EXECUTORSERVICE']._serialized_end=3808
 # @@protoc_insertion_point(module_scope)

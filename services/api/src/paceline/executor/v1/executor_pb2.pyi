@@ -222,8 +222,13 @@ class AddAttempt(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    OUTPUT_BOUND_TOKENS_FIELD_NUMBER: _builtins.int
     context: _builtins.bytes
     """Kept unread and handed back in the live table: what the scheduler needs to take over."""
+    output_bound_tokens: _builtins.int
+    """Output index that it is not expected to pass: an upper quantile of the estimate. An engine that reserves memory for all
+    that a request may make asks for no more, and for more when it is passed; 0: not known.
+    """
     @_builtins.property
     def spec(self) -> _attempt_pb2.AttemptSpec:
         """What to run."""
@@ -233,10 +238,11 @@ class AddAttempt(_message.Message):
         *,
         spec: _attempt_pb2.AttemptSpec | None = ...,
         context: _builtins.bytes = ...,
+        output_bound_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "output_bound_tokens", b"output_bound_tokens", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

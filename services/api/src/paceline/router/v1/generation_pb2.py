@@ -26,27 +26,27 @@ from paceline.common.v1 import attempt_pb2 as paceline_dot_common_dot_v1_dot_att
 from paceline.common.v1 import slo_pb2 as paceline_dot_common_dot_v1_dot_slo__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#paceline/router/v1/generation.proto\x12\x12paceline.router.v1\x1a paceline/common/v1/attempt.proto\x1a\x1cpaceline/common/v1/slo.proto\"\xac\x04\n\x0eGenerationSpec\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x08messages\x18\x03 \x01(\x0b\x32\x1c.paceline.router.v1.MessagesH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\x13\n\ttoken_ids\x18\x05 \x01(\x0cH\x00\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x34\n\x08sampling\x18\x07 \x01(\x0b\x32\".paceline.common.v1.SamplingParams\x12$\n\x03slo\x18\x08 \x01(\x0b\x32\x17.paceline.common.v1.Slo\x12\x11\n\tstreaming\x18\t \x01(\x08\x12\x32\n\ndurability\x18\n \x01(\x0e\x32\x1e.paceline.router.v1.Durability\x12\x37\n\ron_disconnect\x18\x0b \x01(\x0e\x32 .paceline.router.v1.OnDisconnect\x12\x0b\n\x03\x61pp\x18\x0c \x01(\t\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x13\n\x0bmax_wait_ms\x18\x0e \x01(\x01\x12\x12\n\ncache_salt\x18\x0f \x01(\t\x12\x13\n\x0btraceparent\x18\x10 \x01(\t\x12\x11\n\thas_tools\x18\x11 \x01(\x08\x12\x12\n\nwants_json\x18\x12 \x01(\x08\x12\x0e\n\x06tenant\x18\x13 \x01(\t\x12\x13\n\x0bnot_movable\x18\x14 \x01(\x08\x42\x07\n\x05input\"9\n\x08Messages\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.paceline.router.v1.Message\"6\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x97\x02\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tengine_id\x18\x03 \x01(\t\x12$\n\x03slo\x18\x04 \x01(\x0b\x32\x17.paceline.common.v1.Slo\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x18\n\x10predicted_e2e_ms\x18\x06 \x01(\x01\x12\x18\n\x10predicted_tokens\x18\x07 \x01(\r\x12\x17\n\x0f\x65stimate_source\x18\x08 \x01(\t\x12\x32\n\ndurability\x18\t \x01(\x0e\x32\x1e.paceline.router.v1.Durability\x12\x17\n\x0f\x61rrived_unix_ms\x18\n \x01(\x03\"T\n\x06Tokens\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x0ctext_lengths\x18\x04 \x03(\r\"\xbb\x02\n\x08\x46inished\x12\x37\n\rfinish_reason\x18\x01 \x01(\x0e\x32 .paceline.common.v1.FinishReason\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.paceline.common.v1.Failure\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x15\n\routput_tokens\x18\x05 \x01(\r\x12/\n\x07outcome\x18\x06 \x01(\x0b\x32\x1e.paceline.common.v1.SloOutcome\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x11\n\tengine_id\x18\x08 \x01(\t\x12\x13\n\x0bstop_string\x18\t \x01(\t\x12\x18\n\x10predicted_tokens\x18\n \x01(\r*h\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44URABILITY_NONE\x10\x01\x12\x14\n\x10\x44URABILITY_ASYNC\x10\x02\x12\x13\n\x0f\x44URABILITY_SYNC\x10\x03*a\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x01\x12\x18\n\x14ON_DISCONNECT_DETACH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#paceline/router/v1/generation.proto\x12\x12paceline.router.v1\x1a paceline/common/v1/attempt.proto\x1a\x1cpaceline/common/v1/slo.proto\"\xbd\x04\n\x0eGenerationSpec\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\x08messages\x18\x03 \x01(\x0b\x32\x1c.paceline.router.v1.MessagesH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\x13\n\ttoken_ids\x18\x05 \x01(\x0cH\x00\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x34\n\x08sampling\x18\x07 \x01(\x0b\x32\".paceline.common.v1.SamplingParams\x12$\n\x03slo\x18\x08 \x01(\x0b\x32\x17.paceline.common.v1.Slo\x12\x11\n\tstreaming\x18\t \x01(\x08\x12\x32\n\ndurability\x18\n \x01(\x0e\x32\x1e.paceline.router.v1.Durability\x12\x37\n\ron_disconnect\x18\x0b \x01(\x0e\x32 .paceline.router.v1.OnDisconnect\x12\x0b\n\x03\x61pp\x18\x0c \x01(\t\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x13\n\x0bmax_wait_ms\x18\x0e \x01(\x01\x12\x12\n\ncache_salt\x18\x0f \x01(\t\x12\x13\n\x0btraceparent\x18\x10 \x01(\t\x12\x11\n\thas_tools\x18\x11 \x01(\x08\x12\x12\n\nwants_json\x18\x12 \x01(\x08\x12\x0e\n\x06tenant\x18\x13 \x01(\t\x12\x13\n\x0bnot_movable\x18\x14 \x01(\x08\x12\x0f\n\x07\x61\x64\x61pter\x18\x15 \x01(\tB\x07\n\x05input\"9\n\x08Messages\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.paceline.router.v1.Message\"6\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x97\x02\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tengine_id\x18\x03 \x01(\t\x12$\n\x03slo\x18\x04 \x01(\x0b\x32\x17.paceline.common.v1.Slo\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x18\n\x10predicted_e2e_ms\x18\x06 \x01(\x01\x12\x18\n\x10predicted_tokens\x18\x07 \x01(\r\x12\x17\n\x0f\x65stimate_source\x18\x08 \x01(\t\x12\x32\n\ndurability\x18\t \x01(\x0e\x32\x1e.paceline.router.v1.Durability\x12\x17\n\x0f\x61rrived_unix_ms\x18\n \x01(\x03\"T\n\x06Tokens\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x0ctext_lengths\x18\x04 \x03(\r\"\xbb\x02\n\x08\x46inished\x12\x37\n\rfinish_reason\x18\x01 \x01(\x0e\x32 .paceline.common.v1.FinishReason\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.paceline.common.v1.Failure\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x15\n\routput_tokens\x18\x05 \x01(\r\x12/\n\x07outcome\x18\x06 \x01(\x0b\x32\x1e.paceline.common.v1.SloOutcome\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\r\x12\x11\n\tengine_id\x18\x08 \x01(\t\x12\x13\n\x0bstop_string\x18\t \x01(\t\x12\x18\n\x10predicted_tokens\x18\n \x01(\r*h\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44URABILITY_NONE\x10\x01\x12\x14\n\x10\x44URABILITY_ASYNC\x10\x02\x12\x13\n\x0f\x44URABILITY_SYNC\x10\x03*a\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x01\x12\x18\n\x14ON_DISCONNECT_DETACH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paceline.router.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DURABILITY']._serialized_start=1483
-  _globals['_DURABILITY']._serialized_end=1587
-  _globals['_ONDISCONNECT']._serialized_start=1589
-  _globals['_ONDISCONNECT']._serialized_end=1686
+  _globals['_DURABILITY']._serialized_start=1500
+  _globals['_DURABILITY']._serialized_end=1604
+  _globals['_ONDISCONNECT']._serialized_start=1606
+  _globals['_ONDISCONNECT']._serialized_end=1703
   _globals['_GENERATIONSPEC']._serialized_start=124
-  _globals['_GENERATIONSPEC']._serialized_end=680
-  _globals['_MESSAGES']._serialized_start=682
-  _globals['_MESSAGES']._serialized_end=739
-  _globals['_MESSAGE']._serialized_start=741
-  _globals['_MESSAGE']._serialized_end=795
-  _globals['_ACCEPTED']._serialized_start=798
-  _globals['_ACCEPTED']._serialized_end=1077
-  _globals['_TOKENS']._serialized_start=1079
-  _globals['_TOKENS']._serialized_end=1163
-  _globals['_FINISHED']._serialized_start=1166
-  _globals['_FINISHED']._serialized_end=1481
+  _globals['_GENERATIONSPEC']._serialized_end=697
+  _globals['_MESSAGES']._serialized_start=699
+  _globals['_MESSAGES']._serialized_end=756
+  _globals['_MESSAGE']._serialized_start=758
+  _globals['_MESSAGE']._serialized_end=812
+  _globals['_ACCEPTED']._serialized_start=815
+  _globals['_ACCEPTED']._serialized_end=1094
+  _globals['_TOKENS']._serialized_start=1096
+  _globals['_TOKENS']._serialized_end=1180
+  _globals['_FINISHED']._serialized_start=1183
+  _globals['_FINISHED']._serialized_end=1498
 # @@protoc_insertion_point(module_scope)

@@ -99,12 +99,13 @@ class GenerationSpec(_message.Message):
     WANTS_JSON_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     NOT_MOVABLE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client (1-128 characters of A-Z a-z 0-9 . _ : -), or empty: the router draws one. A known id is refused
     with ALREADY_EXISTS.
     """
     model: _builtins.str
-    """The model; empty: the only one served."""
+    """The model, or the name of a LoRA adapter; empty: the only model served."""
     text: _builtins.str
     """Text taken as it is."""
     token_ids: _builtins.bytes
@@ -137,6 +138,8 @@ class GenerationSpec(_message.Message):
     """
     not_movable: _builtins.bool
     """True: not moved while its engine lives and serves."""
+    adapter: _builtins.str
+    """LoRA adapter, by name; the router sets it where `model` names one."""
     @_builtins.property
     def messages(self) -> Global___Messages:
         """A conversation; the model's chat template is applied once, at the router."""
@@ -172,10 +175,11 @@ class GenerationSpec(_message.Message):
         wants_json: _builtins.bool = ...,
         tenant: _builtins.str = ...,
         not_movable: _builtins.bool = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "messages", b"messages", "sampling", b"sampling", "slo", b"slo", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "cache_salt", b"cache_salt", "durability", b"durability", "has_tools", b"has_tools", "input", b"input", "max_tokens", b"max_tokens", "max_wait_ms", b"max_wait_ms", "messages", b"messages", "model", b"model", "not_movable", b"not_movable", "on_disconnect", b"on_disconnect", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "slo", b"slo", "streaming", b"streaming", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent", "wants_json", b"wants_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "app", b"app", "cache_salt", b"cache_salt", "durability", b"durability", "has_tools", b"has_tools", "input", b"input", "max_tokens", b"max_tokens", "max_wait_ms", b"max_wait_ms", "messages", b"messages", "model", b"model", "not_movable", b"not_movable", "on_disconnect", b"on_disconnect", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "slo", b"slo", "streaming", b"streaming", "tenant", b"tenant", "text", b"text", "token_ids", b"token_ids", "traceparent", b"traceparent", "wants_json", b"wants_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["messages", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

@@ -6,6 +6,7 @@ from paceline_executor.trtllm.emulator.llm import FakeLLM
 from paceline_executor.trtllm.emulator.parameters import (
     KvCacheConfig,
     KvCacheRetentionConfig,
+    LoraConfig,
     LoRARequest,
     SamplingParams,
     SchedulerConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "KvCacheConfig",
     "KvCacheRetentionConfig",
     "LoRARequest",
+    "LoraConfig",
     "SamplingParams",
     "SchedulerConfig",
 ]

@@ -17,6 +17,7 @@ from paceline_executor.trtllm.emulator.parameters import (
     Faults,
     KvCacheConfig,
     KvCacheRetentionConfig,
+    LoraConfig,
     LoRARequest,
     SamplingParams,
     SchedulerConfig,
@@ -56,6 +57,7 @@ class FakeLLM:
         enable_chunked_prefill: bool = True,
         kv_cache_config: KvCacheConfig | None = None,
         scheduler_config: SchedulerConfig | None = None,
+        lora_config: LoraConfig | None = None,
         stream_interval: int = 1,
         enable_iter_perf_stats: bool = False,
         return_perf_metrics: bool = False,
@@ -73,6 +75,9 @@ class FakeLLM:
         profile = load_profile(model)
         self._language = language(emulated_seed)
         self._max_seq_len = max_seq_len
+        self._lora = lora_config
+        if lora_config is not None and len(lora_config.lora_dir) != 1 and not lora_config.lora_target_modules:
+            raise AssertionError("several adapters need lora_target_modules")
         self._faults = emulated_faults or Faults()
         self._priorities = scheduling.waiting_queue_policy == "priority"
         self._client_ids = itertools.count(1)
@@ -122,6 +127,10 @@ class FakeLLM:
         prompt = self._prompt_of(inputs)
         sampling = sampling_params or SamplingParams()
         self._check(prompt, sampling, priority)
+        if lora_request is not None and self._lora is None:
+            raise ValueError(
+                f"LoRA adapter {lora_request.lora_name}: the engine was made without lora_config"
+            )
         if disaggregated_params is not None or prompt_adapter_request is not None:
             raise NotImplementedError("the emulator has neither disaggregation nor prompt adapters")
         client_id = next(self._client_ids)
@@ -130,7 +139,8 @@ class FakeLLM:
         if kv_cache_retention_config is not None:
             holding.priority = kv_cache_retention_config.decode_retention_priority
         salt = zlib.crc32((cache_salt or "").encode())
-        adapter = 0 if lora_request is None else zlib.crc32(lora_request.lora_name.encode())
+        # By number: two adapters of one number are the same to the engine.
+        adapter = 0 if lora_request is None else zlib.crc32(lora_request.lora_int_id.to_bytes(8, "little"))
         self._executor.enqueue(
             LlmRequest(
                 request_id=0,

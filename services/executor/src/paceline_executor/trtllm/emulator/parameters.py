@@ -72,8 +72,19 @@ class KvCacheRetentionConfig:
 
 
 @dataclass
+class LoraConfig:
+    """What the engine makes ready for adapters. Without it no request may name one."""
+
+    lora_dir: list[str] = field(default_factory=list)
+    lora_target_modules: list[str] = field(default_factory=list)
+    max_lora_rank: int = 64
+    max_loras: int | None = None
+    max_cpu_loras: int | None = None
+
+
+@dataclass
 class LoRARequest:
-    """An adapter by name."""
+    """An adapter by name. The engine knows it by its number."""
 
     lora_name: str
     lora_int_id: int
