@@ -70,6 +70,11 @@ class SloTracker:
         first_due_ms = min(slo.token_due_ms(0), _NEVER_MS)
         self._timeline[slot] = (arrival_ms, first_due_ms, tbt_ms, 0.0, 0.0, np.nan, np.nan, 0.0)
 
+    def take_over(self, slot: int, other: "SloTracker", other_slot: int) -> None:
+        """The request of `slot` has come from `other`: what it wrote there counts here."""
+        self._slo_class[slot] = other._slo_class[other_slot]
+        self._timeline[slot] = other._timeline[other_slot]
+
     def tokens(self, slots: IntArray, first_indices: IntArray, counts: IntArray, now_ms: float) -> IntArray:
         """Tokens `first_indices` .. `first_indices + counts - 1` of `slots` (distinct) came out at `now_ms`.
 

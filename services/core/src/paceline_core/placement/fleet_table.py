@@ -69,6 +69,8 @@ class _Placed:
     prefill_tokens: float
     alone: bool
     prompt_tokens: int
+    replayed_tokens: int
+    """Output tokens that were out before."""
 
 
 class FleetTable:
@@ -203,7 +205,8 @@ class FleetTable:
         alone = not (
             column[_PLACE["queued"]] or column[_PLACE["running"]] or column[_PLACE["pending_requests"]]
         )
-        self._placed[key] = _Placed(row, now_ms, prefill, alone, request.prompt_tokens)
+        out = request.replayed_tokens
+        self._placed[key] = _Placed(row, now_ms, prefill, alone, request.prompt_tokens, out)
         self.in_flight.add(self._data[_IN_FLIGHT], key, row, prefill, request.remaining_tokens)
         self._changed.add(row)
         if self.residents is not None:
@@ -225,7 +228,7 @@ class FleetTable:
                 if before > 0 and count > before:
                     written += count - before
                     writers += 1
-            if count > 0 and key not in self._first_ms:
+            if count > 0 and key not in self._first_ms and self._wrote(key, count):
                 self.first_token(key, now_ms)
         self._changed.add(row)
         since_ms = now_ms - self._progress_ms.get(row, now_ms)
@@ -236,6 +239,11 @@ class FleetTable:
             column = self._data[:, row]
             fade = math.exp(-since_ms / _SLOWDOWN_MS)
             column[_PLACE["observed_slowdown"]] = 1.0 + fade * (column[_PLACE["observed_slowdown"]] - 1.0)
+
+    def _wrote(self, key: int, count: int) -> bool:
+        """True if the attempt itself wrote: what came with it was written elsewhere."""
+        placed = self._placed.get(key)
+        return placed is not None and count > placed.replayed_tokens
 
     def _learn_slowdown(self, row: int, step_ms: float, batch: int, since_ms: float) -> None:
         column = self._data[:, row]
@@ -269,7 +277,8 @@ class FleetTable:
         if output_tokens <= 0:
             return
         if first_ms is not None:
-            self.black_box.tokens(placed.row, output_tokens - 1, now_ms - first_ms)
+            here = output_tokens - placed.replayed_tokens
+            self.black_box.tokens(placed.row, here - 1, now_ms - first_ms)
         self._pool_tokens += _POOL_FACTOR * (output_tokens - self._pool_tokens)
         self._turn_minute(now_ms)
         self._data[_PLACE["minute_tokens"], placed.row] += placed.prompt_tokens + output_tokens

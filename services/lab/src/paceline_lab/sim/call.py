@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from paceline_core.slo import Slo
 from paceline_core.tracker import Outcome
 from paceline_lab.workloads.trace import Call, Job
+
+_MOVES_SHIFT: Final = 40
 
 
 class Ending(StrEnum):
@@ -37,12 +40,29 @@ class SimCall:
     engine: int = -1
     refined: int = 0
     """Refinements of its length estimate so far."""
+    told: int = 0
+    """Refinements that the placement policy knows of."""
     preemptions: int = 0
     recomputed_tokens: int = 0
     """Tokens whose KV was dropped and had to be computed again."""
     ending: Ending | None = None
     outcome: Outcome | None = None
     """How it stood, times since its release; None: it never came to an engine, or has not ended."""
+    p_meet: float = -1.0
+    """Probability to be in time that the placement policy gave when it was placed; negative: it did not say."""
+    moves: int = 0
+    """Moves of it that were begun."""
+    landing: "SimCall | None" = None
+    """The same call on the engine that it is being moved to."""
+    origin: "SimCall | None" = None
+    """Of a landing that is under way: the same call on the engine that it is being moved from."""
+    moved: bool = False
+    """It went on elsewhere: what becomes of it here counts for nothing."""
+
+    @property
+    def attempt(self) -> int:
+        """Key of this stay on this engine."""
+        return self.key | self.moves << _MOVES_SHIFT
 
     @property
     def tenant(self) -> str:

@@ -19,7 +19,8 @@ from paceline_lab.live.report import totals
 from paceline_lab.sim.engine_spec import EngineSpec
 from paceline_lab.sim.estimates import LengthSpec, estimates_for
 from paceline_lab.sim.knowledge import Knowledge, learn
-from paceline_lab.sim.score import Window, score
+from paceline_lab.sim.moves import Moves
+from paceline_lab.sim.score import Window, p_meet_bins, score
 from paceline_lab.sim.simulator import Setting, simulate
 from paceline_lab.workloads.registry import make_workload
 from paceline_lab.workloads.trace import Workload
@@ -59,16 +60,23 @@ class WorkloadSpec:
 
 @dataclass(frozen=True, slots=True)
 class Periods:
-    """What is simulated, seconds: jobs arrive all the time; those of the window are scored."""
+    """What is simulated, seconds; jobs of the window are scored."""
 
     warmup_s: float
     window_s: float
     grace_s: float
+    grace_arrivals: bool = True
+    """Jobs arrive all the time; else none does after the window."""
 
     @property
     def duration_s(self) -> float:
         """All of it."""
         return self.warmup_s + self.window_s + self.grace_s
+
+    @property
+    def arrivals_s(self) -> float:
+        """As long jobs arrive."""
+        return self.duration_s if self.grace_arrivals else self.warmup_s + self.window_s
 
     @property
     def window(self) -> Window:
@@ -90,6 +98,8 @@ class Cell:
     periods: Periods
     lengths: LengthSpec = field(default_factory=LengthSpec)
     placement: str = ""
+    """A placement policy, written in the same way."""
+    moves: Moves = Moves.OFF
 
     @property
     def max_batch(self) -> int:
@@ -122,6 +132,21 @@ def longest_budget_s(workload: WorkloadSpec) -> float:
 
 def batch_policy(text: str) -> BatchPolicy:
     """The policy of `name` or `name:key=value:...`. Raises ValueError."""
+    name, params = _parsed(text)
+    return make_policy(name, params)
+
+
+def placement_policy(text: str) -> PlacementPolicy | None:
+    """The placement policy of `name` or `name:key=value:...`; None for nothing. Raises ValueError."""
+    if not text:
+        return None
+    from paceline_core.placement import registry
+
+    name, params = _parsed(text)
+    return registry.make_policy(name, params)
+
+
+def _parsed(text: str) -> tuple[str, dict[str, ParamValue]]:
     name, *settings = text.split(":")
     params: dict[str, ParamValue] = {}
     for setting in settings:
@@ -129,12 +154,12 @@ def batch_policy(text: str) -> BatchPolicy:
         if not equals:
             raise ValueError(f"{text!r}: write policy:key=value")
         params[key] = yaml.safe_load(value)
-    return make_policy(name, params)
+    return name, params
 
 
 def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
     """Simulate and score; a flat row of figures, as JSON takes it (what is not finite is None)."""
-    workload = _workload(cell.workload, cell.rate_per_s, cell.periods.duration_s, cell.seed)
+    workload = _workload(cell.workload, cell.rate_per_s, cell.periods.arrivals_s, cell.seed)
     knowledge = knowledge_of(cell.workload)
 
     use = batch_policy(cell.policy).estimates
@@ -144,7 +169,8 @@ def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) 
         policy=lambda: batch_policy(cell.policy),
         estimates=estimates_for(workload, knowledge, cell.lengths, use, cell.seed),
         knowledge=knowledge,
-        placement=_placement(cell.placement),
+        placement=placement_policy(cell.placement),
+        moves=cell.moves,
         end_ms=cell.periods.duration_s * 1e3,
     )
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -154,6 +180,7 @@ def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) 
     total = totals(scored.classes)
     row = {
         "policy": cell.policy,
+        "placement": cell.placement,
         "seed": cell.seed,
         "load": cell.load,
         "rate_per_s": cell.rate_per_s,
@@ -161,6 +188,8 @@ def run_cell(cell: Cell, on_progress: Callable[[float], None] = lambda _: None) 
         **total,
         "preemptions_per_call": scored.preemptions_per_call,
         "recomputed_tokens": scored.recomputed_tokens,
+        "moves": dict(result.moves),
+        "p_meet_bins": p_meet_bins(result, cell.periods.window),
         "shed": scored.shed,
         "cancelled": scored.cancelled,
         "starvation_ms": scored.starvation_ms,
@@ -202,7 +231,7 @@ def run_bound(cell: Cell) -> dict[str, float]:
     ]
     window = cell.periods.window
     bound = fluid_bound(
-        _workload(cell.workload, cell.rate_per_s, cell.periods.duration_s, cell.seed),
+        _workload(cell.workload, cell.rate_per_s, cell.periods.arrivals_s, cell.seed),
         groups,
         begin_ms=window.begin_ms,
         end_ms=window.end_ms,
@@ -214,14 +243,6 @@ def run_bound(cell: Cell) -> dict[str, float]:
         "token_goodput_1_8": bound.tokens_1_8 / window.seconds,
         "request_goodput": bound.requests / window.seconds,
     }
-
-
-def _placement(name: str) -> PlacementPolicy | None:
-    if not name:
-        return None
-    from paceline_core.placement import registry
-
-    return registry.make_policy(name)
 
 
 def _finite(value: Mapping[str, Any] | Any) -> Any:

@@ -1,5 +1,6 @@
 """One simulated engine under one batch policy: when it plans, and what its plan's steps come to."""
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -68,13 +69,16 @@ class SimEngine:
         self._accounts = TenantAccounts()
         self.given_up: list[SimCall] = []
         """Calls that the policy shed since the owner last looked."""
+        self.on_landed: Callable[[SimCall], None] | None = None
+        """Told when a landing has prefilled what it needs; it calls `take_over` or `cancel`."""
+        self._landings = 0
 
     # -- what the simulator asks ---------------------------------------------------------------------------------
 
     def add(
-        self, call: SimCall, now_ms: float, call_due_ms: float, task_due_ms: float, rest_tokens: float
+        self, call: SimCall, arrived_ms: float, call_due_ms: float, task_due_ms: float, rest_tokens: float
     ) -> None:
-        """A call arrives: it takes part in the next plan."""
+        """A call arrives, or comes from another engine: it takes part in the next plan."""
         table = self.table
         key = call.key
         row = table.add(
@@ -84,7 +88,7 @@ class SimEngine:
         if row >= len(self._refined):
             self._refined = np.concatenate([self._refined, np.zeros_like(self._refined)])
         call.engine = self.number
-        table.arrival_ms[row] = now_ms
+        table.arrival_ms[row] = arrived_ms
         table.prompt_tokens[row] = call.call.prompt_tokens
         table.call_due_ms[row] = call_due_ms
         table.task_due_ms[row] = task_due_ms
@@ -92,7 +96,35 @@ class SimEngine:
         table.priority[row] = call.job.job.priority
         self._work.admit(row, int(self._truth[key]))
         self._refined[row] = 0
-        self.tracker.begin(row, call.slo, now_ms)
+        self.tracker.begin(row, call.slo, arrived_ms)
+        self._dirty = True
+
+    def land(self, call: SimCall, source: "SimEngine", generated: int) -> None:
+        """A call of `source` is to go on here: prompt and the tokens that are out are prefilled, and `on_landed` is
+        told when that is done."""
+        there, row = source.table, _row_of(call)
+        due_ms, task_due_ms = float(there.call_due_ms[row]), float(there.task_due_ms[row])
+        self.add(call, call.released_ms, due_ms, task_due_ms, float(there.task_rest_tokens[row]))
+        self.table.generated[call.row] = generated
+        self.table.state[call.row] = RunState.EVICTED
+        self._work.replay(call.row)
+        self._landings += 1
+
+    def take_over(self, call: SimCall, source: "SimEngine", generated: int, now_ms: float) -> None:
+        """A landed call goes on here from the `generated` tokens that are out by now. The token that its prefill made
+        counts if `source` has not made it."""
+        row, table, tracker = np.array([call.row]), self.table, self.tracker
+        seen = int(source.table.generated[_row_of(call)])
+        tracker.take_over(call.row, source.tracker, _row_of(call))
+        out = max(generated, int(table.generated[call.row]))
+        if out > seen:
+            tracker.tokens(row, np.array([seen]), np.array([out - seen]), now_ms)
+        if generated > table.generated[call.row]:
+            table.generated[call.row] = generated
+            self._work.replay(call.row)
+        table.last_token_ms[row] = now_ms
+        table.late_tokens[row] = tracker.late_tokens(row)
+        self._landings -= 1
         self._dirty = True
 
     def cut(self, now_ms: float) -> float | None:
@@ -113,6 +145,7 @@ class SimEngine:
 
     def cancel(self, call: SimCall) -> None:
         """End a call before its time: with the step under way, or before the next plan."""
+        self._landings -= call.origin is not None
         self._cancels.append(call)
         self._dirty = True
 
@@ -148,6 +181,11 @@ class SimEngine:
         if run is not None and len(run.decodes) and not run.prefills:
             generated[self._work.running(rows)] += self._work.done(run, now_ms)
         return rows, generated
+
+    def written_of(self, call: SimCall, now_ms: float) -> int:
+        """Output tokens of one call so far."""
+        rows, generated = self.written(now_ms)
+        return int(generated[np.searchsorted(rows, call.row)])
 
     def output_owed(self, now_ms: float) -> float:
         """Expected output tokens of live calls still to come."""
@@ -196,6 +234,8 @@ class SimEngine:
         made = self._work.carry_out(run, now_ms)
         self._dirty = self._dirty or len(made) > len(run.decodes)  # a prefill came to its end
         ended: list[SimCall] = []
+        if self._landings:
+            made = self._without_landed(made)
         if len(made):
             table = self.table
             table.last_token_ms[made] = now_ms
@@ -207,6 +247,14 @@ class SimEngine:
                 ended.append(call)
         self._drop_cancelled(now_ms)
         return ended
+
+    def _without_landed(self, made: IntArray) -> IntArray:
+        """Landings among those that made a token are told of: their tokens are no ordinary ones."""
+        landed = [call for row in made.tolist() if (call := self.table.at(row)).origin is not None]
+        for call in landed:
+            assert self.on_landed is not None
+            self.on_landed(call)
+        return made[~np.isin(made, [call.row for call in landed])] if landed else made
 
     def _compose(self, now_ms: float) -> Run | None:
         return self._work.compose(now_ms, min(self._longest_run, self._valid_left))
@@ -274,3 +322,9 @@ class SimEngine:
             keys = np.fromiter((table.at(row).key for row in at.tolist()), dtype=np.int64, count=len(at))
             self._refined[at] = stages
             table.lengths.put(at, self._estimates.refined(keys, stages), table.max_tokens[at])
+
+
+def _row_of(landing: SimCall) -> int:
+    """Row of a landing call on the engine that it comes from."""
+    assert landing.origin is not None
+    return landing.origin.row

@@ -17,6 +17,7 @@ from paceline_lab.live.score import PREFILL_DECODE_WEIGHTS, ClassScore, Percenti
 from paceline_lab.sim.call import Ending, SimCall, SimJob
 from paceline_lab.sim.simulator import Result
 
+P_MEET_BINS = 10
 STARVED_SHARE = 0.999
 """The starvation tail: this share of calls had their first token within it."""
 
@@ -109,6 +110,20 @@ def score(result: Result, window: Window) -> SimScore:
         / max(result.now_ms, 1.0)
         * 1e3,
     )
+
+
+def p_meet_bins(result: Result, window: Window) -> list[list[float]]:
+    """What P(meet) was given to calls of the window, and what came of it: for each tenth of it [calls, sum of P(meet),
+    calls in time]. Jobs of one call, whose end is the call's; none where the policy does not say."""
+    bins = [[0.0, 0.0, 0.0] for _ in range(P_MEET_BINS)]
+    for job in result.jobs:
+        call = job.calls.get(0)
+        if len(job.job.calls) > 1 or call is None or call.p_meet < 0 or not window.holds(job):
+            continue
+        found = bins[min(int(call.p_meet * P_MEET_BINS), P_MEET_BINS - 1)]
+        for place, value in enumerate((1.0, call.p_meet, float(score_job(job).attained))):
+            found[place] += value
+    return bins
 
 
 def _close(result: Result) -> None:

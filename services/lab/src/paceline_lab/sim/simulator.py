@@ -1,7 +1,7 @@
 """The simulation: one loop over arrivals, calls of tasks that come due, and ends of engine steps."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,9 +17,11 @@ from paceline_lab.sim.engine_spec import EngineSpec
 from paceline_lab.sim.estimates import Estimates
 from paceline_lab.sim.fleet import Fleet
 from paceline_lab.sim.knowledge import Knowledge, StageOutlook, true_outlooks
+from paceline_lab.sim.moves import LOOK_MS, Mover, Moves
 from paceline_lab.workloads.trace import Job, Workload
 
 _PROGRESS_EVERY: Final = 2048
+_NO_ENGINE: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Setting:
     placement: PlacementPolicy | None = None
     end_ms: float = float("inf")
     """The simulation stops here; what has not ended by then has not ended."""
+    moves: Moves = Moves.OFF
+    """Whether calls move where the placement policy asks for it."""
     true_stages: bool = False
     """Task forecasts from the truth; else from the training split."""
     skip: bool = True
@@ -48,6 +52,8 @@ class Result:
     engines: tuple[SimEngine, ...]
     now_ms: float
     events: int
+    moves: Mapping[str, int]
+    """How many moves were begun, made, given up and refused."""
 
 
 class Simulator:
@@ -71,13 +77,19 @@ class Simulator:
             )
             for number, spec in enumerate(setting.engines)
         )
-        self._fleet = Fleet(self._engines, setting.placement, setting.estimates)
+        refreshed = setting.moves is not Moves.STALE
+        self._fleet = Fleet(self._engines, setting.placement, setting.estimates, refreshed)
+        self._mover = Mover(self._fleet, self._engines, self._again)
+        self._moving = setting.moves is not Moves.OFF and self._fleet.rectifies
+        for engine in self._engines:
+            engine.on_landed = lambda call: self._mover.landed(call, self._now)
         self._oracle = setting.true_stages or any(
             engine.estimate_use is EstimateUse.TRUE for engine in self._engines
         )
         self._jobs: list[SimJob] = []
         self._events: list[tuple[float, int, int, SimCall | None]] = []
-        """(time, order, engine or -1, call): the end of an engine's run, or a call that comes due."""
+        """(time, order, engine or _NO_ENGINE, call): the end of an engine's run, a call that comes due, or, with
+        neither engine nor call, a look for moves."""
         self._order = 0
         self._due: list[int] = [-1] * len(self._engines)
         """Order of the event that ends the run of each engine: older ones are void."""
@@ -87,6 +99,8 @@ class Simulator:
         """To the end; `on_progress` gets simulated milliseconds now and then."""
         jobs, end_ms, events = self._setting.workload.jobs, self._setting.end_ms, self._events
         arrived = handled = first_key = 0
+        if self._moving:
+            self._push(LOOK_MS, _NO_ENGINE, None)
         while True:
             next_job = jobs[arrived].arrival_ms if arrived < len(jobs) else float("inf")
             next_event = events[0][0] if events else float("inf")
@@ -105,9 +119,13 @@ class Simulator:
             _, order, number, call = heapq.heappop(events)
             if call is not None:
                 self._release(call)
+            elif number == _NO_ENGINE:
+                self._mover.look(moment)
+                if events or arrived < len(jobs):
+                    self._push(moment + LOOK_MS, _NO_ENGINE, None)
             elif self._due[number] == order:
                 self._boundary(self._engines[number])
-        return Result(tuple(self._jobs), self._engines, self._now, handled)
+        return Result(tuple(self._jobs), self._engines, self._now, handled, self._mover.counts)
 
     def _arrive(self, job: Job, first_key: int) -> None:
         sim = SimJob(job, first_key, left=len(job.calls))
@@ -124,7 +142,7 @@ class Simulator:
         made = SimCall(job.first_key + place, job, place, call, job.job.slo)
         job.calls[place] = made
         if call.tool_ms > 0:
-            self._push(self._now + call.tool_ms, -1, made)
+            self._push(self._now + call.tool_ms, _NO_ENGINE, made)
         else:
             self._release(made)
 
@@ -165,6 +183,9 @@ class Simulator:
 
     def _boundary(self, engine: SimEngine) -> None:
         for call in engine.finish(self._now):
+            if call.moved:
+                continue
+            self._mover.drop(call, self._now)
             self._fleet.ended(call, self._now)
             if call.outcome is not None and call.ending is None:
                 self._ended(call)
@@ -178,6 +199,12 @@ class Simulator:
             self._schedule(engine, ends_ms)
         while engine.given_up:
             call = engine.given_up.pop()
+            if call.origin is not None:
+                self._mover.drop(call.origin, self._now, planned=True)
+                continue
+            if call.moved:
+                continue
+            self._mover.drop(call, self._now)
             call.ending = Ending.SHED
             self._fleet.ended(call, self._now)
             self._give_up(call.job)
@@ -207,6 +234,7 @@ class Simulator:
         for call in job.calls.values():
             if call.ending is None and call.engine >= 0 and call.outcome is None:
                 call.ending = Ending.CANCELLED
+                self._mover.drop(call, self._now)
                 engine = self._engines[call.engine]
                 engine.cancel(call)
                 self._fleet.ended(call, self._now)

@@ -84,6 +84,10 @@ class Steps:
         self._target[row] = self._table.prompt_tokens[row]
         self._resident[row] = False
 
+    def replay(self, row: int) -> None:
+        """Prompt and output so far of the row have to be prefilled before its next token."""
+        self._target[row] = self._table.prompt_tokens[row] + self._table.generated[row]
+
     def prefill_owed(self, rows: IntArray) -> int:
         """Prompt tokens of the rows that are not prefilled."""
         return int(np.maximum(self._target[rows] - self._table.kv_tokens[rows], 0).sum())
