@@ -29,7 +29,7 @@ TIMEOUT_S = 60.0
 """Longest wait for what takes milliseconds: a machine that is busy with others gives little CPU time."""
 
 LONG_S = 600.0
-"""Graces and time-outs of the product: nothing runs out in a test but what it sets shorter, however slow the machine."""
+"""Graces and time-outs of the product: nothing runs out in a test but what it sets shorter, on any machine."""
 
 ENDLESS_TOKENS = 100_000
 """Tokens of a request that is still running when a test cancels it or ends."""
@@ -451,7 +451,9 @@ def spec_fixture() -> Callable[..., generation_pb2.GenerationSpec]:
 
 
 @pytest.fixture
-def endless(spec: Callable[..., generation_pb2.GenerationSpec]) -> Callable[..., generation_pb2.GenerationSpec]:
+def endless(
+    spec: Callable[..., generation_pb2.GenerationSpec],
+) -> Callable[..., generation_pb2.GenerationSpec]:
     """Makes requests that do not end by themselves."""
     return partial(spec, tokens=ENDLESS_TOKENS)
 

@@ -91,28 +91,30 @@ async def test_a_session_tells_refusals_by_stream_and_goes_on(line, spec):
 
 
 async def test_ids_are_taken_once_while_live_and_after_the_end(line, spec):
-    await line.engine("e0", time_scale=1.0)
+    await line.engine("e0")
     router = await line.router()
     session = await router.session()
-    first = await session.submit(spec(tokens=100, request_id="twice"))
+    first = await session.submit(spec(tokens=100, request_id="twice"), token_limit=5)
     await session.until(lambda: first.accepted is not None)
     assert (await router.refused(spec(request_id="twice"))).reason is Reason.DUPLICATE_REQUEST
+    assert first.finished is None
+    await session.credit(first, 100)
     await session.ended(first)
     assert (await router.refused(spec(request_id="twice"))).reason is Reason.DUPLICATE_REQUEST
 
 
 async def test_a_refused_id_may_be_used_again(line, spec):
-    await line.engine("e0")
+    await line.engine("e0", context_tokens=2048)
     router = await line.router()
     await router.refused(spec("word " * 3000, request_id="again"))
     assert (await router.generate(spec(request_id="again"))).count == 16
 
 
-async def test_live_requests_are_bounded_and_the_refusal_says_when_to_return(line, spec):
-    await line.engine("e0", time_scale=2.0)
+async def test_live_requests_are_bounded_and_the_refusal_says_when_to_return(line, spec, endless):
+    await line.engine("e0", time_scale=1.0)
     router = await line.router(max_live_requests=3, retry_after_ms=750.0)
     session = await router.session()
-    live = [await session.submit(spec(tokens=2000)) for _ in range(3)]
+    live = [await session.submit(endless()) for _ in range(3)]
     await session.until(lambda: all(a.accepted is not None for a in live))
     error = await router.refused(spec())
     assert error.reason is Reason.QUEUE_FULL
@@ -142,11 +144,11 @@ async def test_after_its_only_engine_went_new_work_is_refused(line, spec):
     assert "down" in error.message
 
 
-async def test_a_stream_id_in_use_ends_the_session_with_a_clear_word(line, spec):
+async def test_a_stream_id_in_use_ends_the_session_with_a_clear_word(line, spec, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    await session.submit(spec(tokens=500))
+    await session.submit(endless())
     await session.send(submit=router_pb2.SessionSubmit(stream_id=1, spec=spec()))
     await session.closed()
     assert session.error.reason is Reason.INVALID_ARGUMENT
@@ -162,12 +164,12 @@ async def test_a_session_must_be_opened(line, spec):
         await router.read(call, router.tape())
 
 
-async def test_a_dead_session_leaves_its_admissions_clean(line, spec):
+async def test_a_dead_session_leaves_its_admissions_clean(line, endless):
     await line.engine("e0")
     router = await line.router(detach_ttl_s=0.0)
     session = await router.session()
     for _ in range(20):
-        await session.submit(spec(tokens=400))
+        await session.submit(endless())
     await session.hang_up()
     await router.until(lambda: router.app.ledger.live_count == 0)
 

@@ -1,5 +1,7 @@
 """Cancelling, in every state a request can be in."""
 
+import asyncio
+
 import pytest
 
 from paceline.common.v1 import attempt_pb2
@@ -14,11 +16,11 @@ async def engine_is_empty(line, name):
     await line.until(lambda: not line.executors[name].engine.live_table())
 
 
-async def test_running(line, spec):
+async def test_running(line, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=2000, request_id="r"))
+    answer = await session.submit(endless(request_id="r"))
     await session.until(lambda: answer.count > 3)
     assert await router.cancel("r") == attempt_pb2.REQUEST_STATE_CANCELLED
     await session.ended(answer)
@@ -27,11 +29,11 @@ async def test_running(line, spec):
     await engine_is_empty(line, "e0")
 
 
-async def test_by_the_session(line, spec):
+async def test_by_the_session(line, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    answers = [await session.submit(spec(tokens=2000)) for _ in range(6)]
+    answers = [await session.submit(endless()) for _ in range(6)]
     await session.until(lambda: any(a.count for a in answers))
     for answer in answers:
         await session.cancel(answer)
@@ -40,26 +42,26 @@ async def test_by_the_session(line, spec):
     await engine_is_empty(line, "e0")
 
 
-async def test_before_it_was_admitted(line, spec):
+async def test_before_it_was_admitted(line, endless):
     await line.engine("e0")
     router = await line.router()
     session = await router.session()
     answers = []
     for _ in range(10):
-        answers.append(await session.submit(spec(tokens=2000)))
+        answers.append(await session.submit(endless()))
         await session.cancel(answers[-1])
     await session.ended(*answers)
     assert {a.reason for a in answers} == {CANCELLED}
     await engine_is_empty(line, "e0")
 
 
-async def test_queued_behind_a_full_batch(line, spec):
+async def test_queued_behind_a_full_batch(line, endless):
     await line.engine("e0", time_scale=1.0, max_batch=1, max_resident=1)
     router = await line.router()
     session = await router.session()
-    running = await session.submit(spec(tokens=1500))
+    running = await session.submit(endless())
     await session.until(lambda: running.count > 0)
-    queued = await session.submit(spec(tokens=2000, request_id="queued"))
+    queued = await session.submit(endless(request_id="queued"))
     await session.until(lambda: queued.accepted is not None)
     assert (await router.record("queued")).state == attempt_pb2.REQUEST_STATE_QUEUED
     assert await router.cancel("queued") == attempt_pb2.REQUEST_STATE_CANCELLED
@@ -75,11 +77,11 @@ async def test_paused_for_lack_of_credit(line, spec):
     assert await router.cancel("p") == attempt_pb2.REQUEST_STATE_CANCELLED
 
 
-async def test_waiting_for_an_engine(line, spec):
+async def test_waiting_for_an_engine(line, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=2000, request_id="w"))
+    answer = await session.submit(endless(request_id="w"))
     await session.until(lambda: answer.count > 0)
     await line.kill_executor("e0")
     await router.until(lambda: len(router.app.dispatcher.waiting) == 1)
@@ -88,15 +90,19 @@ async def test_waiting_for_an_engine(line, spec):
     assert not router.app.dispatcher.waiting
 
 
-async def test_while_its_scheduler_is_away(line, spec):
+async def test_while_its_scheduler_is_away(line, endless):
     await line.engine("e0", time_scale=1.0)
-    router = await line.router(scheduler_grace_s=0.3)
+    router = await line.router()
     session = await router.session()
-    answer = await session.submit(spec(tokens=2000, request_id="a"))
+    answer = await session.submit(endless(request_id="a"))
     await session.until(lambda: answer.count > 0)
     await line.stop(line.schedulers["e0"])
     await router.until(lambda: not router.app.fleet.get("e0").up)
-    assert await router.cancel("a") == attempt_pb2.REQUEST_STATE_CANCELLED
+    asked = asyncio.create_task(router.cancel("a"))
+    await router.until(lambda: router.app.ledger.find("a").cancel_requested)
+    assert answer.finished is None  # its scheduler may come back and say how it ended
+    router.set(scheduler_grace_s=0.0)
+    assert await asked == attempt_pb2.REQUEST_STATE_CANCELLED
 
 
 async def test_ended_already(line, spec):
@@ -107,7 +113,7 @@ async def test_ended_already(line, spec):
 
 
 async def test_never_heard_of(line, spec):
-    router = await line.router()
+    router = await line.router(scheduler_grace_s=0.05)
     await router.until(router.app.adoption.settled.is_set)
     with pytest.raises(PacelineError) as caught:
         try:

@@ -10,6 +10,8 @@ from paceline_runtime.errors import ATTAINABLE_MS, Reason
 DROP = slo_pb2.ON_MISS_DROP
 EXPIRED = attempt_pb2.FINISH_REASON_EXPIRED
 LENGTH = attempt_pb2.FINISH_REASON_LENGTH
+E2E_MS = 600_000.0
+"""Budget of a task that is not late, however slow the machine."""
 
 
 def call_slo(on_miss=DROP, task_id="t", e2e_ms=0.0, **fields):
@@ -21,18 +23,17 @@ async def warm(router, spec):
     await router.generate(spec(tokens=30))
 
 
-async def test_a_dropped_request_ends_early_and_hears_what_was_attainable(line, spec):
+async def test_a_dropped_request_ends_early_and_hears_what_was_attainable(line, spec, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     await warm(router, spec)
     session = await router.session()
     slo = slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=400), on_miss=DROP)
-    dropped = await session.submit(spec(tokens=3000, slo=slo))
+    dropped = await session.submit(endless(slo=slo))
     slo = slo_pb2.Slo(deadline=slo_pb2.DeadlineSlo(e2e_ms=1), on_miss=slo_pb2.ON_MISS_FINISH)
     finished = await session.submit(spec(tokens=40, slo=slo))
     await session.ended(dropped, finished)
     assert (dropped.reason, dropped.finished.failure.reason) == (EXPIRED, "SLO_UNATTAINABLE")
-    assert dropped.count < 3000
     assert not dropped.finished.failure.retryable
     assert dropped.finished.failure.attainable_ms > 400
     assert "was due 400 ms after the arrival" in dropped.finished.failure.message
@@ -43,15 +44,13 @@ async def test_a_dropped_request_ends_early_and_hears_what_was_attainable(line, 
     assert not finished.finished.outcome.attained
 
 
-async def test_a_dead_task_ends_its_calls_and_takes_no_more(line, spec):
+async def test_a_dead_task_ends_its_calls_and_takes_no_more(line, spec, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     await warm(router, spec)
-    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=60_000))
+    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=E2E_MS))
     session = await router.session()
-    siblings = [
-        await session.submit(spec(tokens=3000, slo=call_slo(), request_id=f"sibling-{i}")) for i in range(2)
-    ]
+    siblings = [await session.submit(endless(slo=call_slo(), request_id=f"sibling-{i}")) for i in range(2)]
     patient = await session.submit(
         spec(tokens=60, slo=call_slo(slo_pb2.ON_MISS_FINISH), request_id="patient")
     )
@@ -85,7 +84,7 @@ async def test_a_dead_task_ends_its_calls_and_takes_no_more(line, spec):
 async def test_a_call_that_comes_after_its_tasks_deadline_is_refused(line, spec):
     await line.engine("e0")
     router = await line.router()
-    await router.generate(spec(tokens=3, slo=call_slo(e2e_ms=50.0)))
+    await router.generate(spec(tokens=3, slo=call_slo(slo_pb2.ON_MISS_FINISH, e2e_ms=50.0)))
     await asyncio.sleep(0.06)  # the deadline is by the clock
     refusal = await router.refused(spec(slo=call_slo(final=True)))
     assert refusal.reason is Reason.SLO_UNATTAINABLE
@@ -94,15 +93,15 @@ async def test_a_call_that_comes_after_its_tasks_deadline_is_refused(line, spec)
     assert not end.attained
 
 
-async def test_the_scheduler_knows_call_and_task_deadline(line, spec):
+async def test_the_scheduler_knows_call_and_task_deadline(line, endless):
     await line.engine("e0", time_scale=1.0)
     router = await line.router()
     session = await router.session()
-    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=60_000))
-    call = await session.submit(spec(tokens=3000, slo=call_slo(), request_id="a"))
+    await router.stub.BeginTask(router_pb2.BeginTaskRequest(task_id="t", e2e_ms=E2E_MS))
+    call = await session.submit(endless(slo=call_slo(), request_id="a"))
     await session.until(lambda: call.count > 0)
     engine = next(iter(router.app.fleet))
     said = await engine.link.stub.ExplainRequest(scheduler_pb2.ExplainRequestRequest(request_id="a"))
-    assert 0 < said.estimates["task_call_left_ms"] <= said.estimates["task_left_ms"] + 1 <= 60_001
+    assert 0 < said.estimates["task_call_left_ms"] <= said.estimates["task_left_ms"] + 1 <= E2E_MS + 1
     await session.cancel(call)
     await session.ended(call)

@@ -78,10 +78,10 @@ async def test_what_is_not_streamed_gets_a_deadline_and_best_effort_must_be_aske
 
 async def test_tokens_after_the_first_travel_together(line, spec):
     await line.engine("e0", time_scale=0.02)
-    router = await line.router(coalesce_ms=50.0)
+    router = await line.router(coalesce_ms=600_000.0)
     answer = await router.generate(spec(tokens=200))
     assert answer.count == 200
-    assert answer.messages < 100
+    assert answer.messages < 5  # the first one, and what is there at the end
 
 
 async def test_attach_after_the_end_reads_from_any_index(line, spec):
@@ -99,7 +99,7 @@ async def test_attach_after_the_end_reads_from_any_index(line, spec):
 
 
 async def test_a_broken_stream_is_continued_by_attach(line, spec):
-    await line.engine("e0", time_scale=0.5)
+    await line.engine("e0", time_scale=0.2)
     router = await line.router()
     request = router_pb2.GenerateRequest(spec=spec(tokens=120, request_id="broken"))
     call = router.stub.Generate(request)
@@ -114,11 +114,11 @@ async def test_a_broken_stream_is_continued_by_attach(line, spec):
     assert from_start.text + rest.text == again.text
 
 
-async def test_a_request_nobody_returns_to_is_cancelled(line, spec):
-    await line.engine("e0", time_scale=2.0)
+async def test_a_request_nobody_returns_to_is_cancelled(line, endless):
+    await line.engine("e0", time_scale=1.0)
     router = await line.router(detach_ttl_s=0.2)
     session = await router.session()
-    left = await session.submit(spec(tokens=1000, request_id="left"))
+    left = await session.submit(endless(request_id="left"))
     await session.until(lambda: left.count > 0)
     await session.hang_up()
     await router.until(lambda: router.app.ledger.live_count == 0)
@@ -126,12 +126,12 @@ async def test_a_request_nobody_returns_to_is_cancelled(line, spec):
     assert record.state == attempt_pb2.REQUEST_STATE_CANCELLED
 
 
-async def test_on_disconnect_cancel_ends_at_once(line, spec):
-    await line.engine("e0", time_scale=2.0)
-    router = await line.router(detach_ttl_s=3600.0)
+async def test_on_disconnect_cancel_ends_at_once(line, endless):
+    await line.engine("e0", time_scale=1.0)
+    router = await line.router()
     session = await router.session()
     cancel = generation_pb2.ON_DISCONNECT_CANCEL
-    left = await session.submit(spec(tokens=1000, request_id="left", on_disconnect=cancel))
+    left = await session.submit(endless(request_id="left", on_disconnect=cancel))
     await session.until(lambda: left.count > 0)
     await session.hang_up()
     await router.until(lambda: router.app.ledger.live_count == 0)
@@ -139,12 +139,14 @@ async def test_on_disconnect_cancel_ends_at_once(line, spec):
 
 
 async def test_several_may_read_the_same_request(line, spec):
-    await line.engine("e0", time_scale=0.5)
+    await line.engine("e0", time_scale=0.2)
     router = await line.router()
     session = await router.session()
-    one = await session.submit(spec(tokens=60, request_id="shared"))
+    one = await session.submit(spec(tokens=60, request_id="shared"), token_limit=40)
     await session.until(lambda: one.count >= 5)
+    # Credit is what the furthest reader allows: with those two it can end.
     two, three = await asyncio.gather(router.attach("shared"), router.attach("shared", 3))
+    await session.credit(one, 60)
     await session.ended(one)
     assert two.ids == one.ids
     assert three.ids == one.ids[3:]

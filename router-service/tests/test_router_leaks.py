@@ -19,7 +19,7 @@ async def test_300_mixed_requests_with_random_cancels_leave_nothing(line, spec):
     for i in range(300):
         fields = {"request_id": f"r{i}", "tokens": rng.randint(1, 120)}
         if rng.random() < 0.2:
-            fields["slo"] = slo_pb2.Slo(task=slo_pb2.TaskSlo(task_id=f"t{i % 7}", e2e_ms=60_000))
+            fields["slo"] = slo_pb2.Slo(task=slo_pb2.TaskSlo(task_id=f"t{i % 7}", e2e_ms=600_000))
         if rng.random() < 0.1:
             fields["durability"] = generation_pb2.DURABILITY_SYNC
         if rng.random() < 0.1:
@@ -59,7 +59,7 @@ async def test_300_mixed_requests_with_random_cancels_leave_nothing(line, spec):
     for i in range(7):
         await router.stub.EndTask(router_pb2.EndTaskRequest(task_id=f"t{i}"))
     for engine in app.fleet:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await engine.link.stub.ListRequests(scheduler_pb2.ListRequestsRequest())).total:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # the scheduler tells nobody
 
@@ -91,14 +91,14 @@ async def test_a_live_request_costs_less_than_20_kb(line, spec):
     gc.collect()
     tracemalloc.start()
     try:
-        more = [await session.submit(spec("x" * 500 + str(i), 400), token_limit=1) for i in range(200)]
+        more = [await session.submit(spec("x" * 500 + str(i), 400), token_limit=1) for i in range(100)]
         await session.until(lambda: all(a.accepted is not None for a in more))
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     # Client, scheduler and executor share the process, so this bounds all four together.
-    assert taken / 200 < 20_000
+    assert taken / 100 < 20_000
     for answer in first + more:
         await session.cancel(answer)
     await session.ended(*first, *more)

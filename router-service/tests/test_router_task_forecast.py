@@ -18,7 +18,6 @@ from paceline_router.request import Arrival, LiveRequest
 from paceline_router.states import State
 from paceline_router.task_graph import MAX_CALLS, MIN_TOOL_MS, CallGraph
 
-
 E2E_MS = 6_000_000.0
 """Budget of tasks: so long that what a busy machine takes for a call is nothing beside it."""
 
