@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from line_client import generate, greedy
+from line_client import PATIENCE_S, generate, greedy
 from stack_process import StackProcess
 
 from paceline.common.v1.attempt_pb2 import SamplingParams
@@ -36,7 +36,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_t
 def test_http(
     stack: StackProcess, path: str, body: dict[str, Any], headers: dict[str, str], status: int, says: str
 ) -> None:
-    reply = httpx.post(f"http://{stack.gateway}/v1/{path}", json=body, headers=headers, timeout=30)
+    reply = httpx.post(f"http://{stack.gateway}/v1/{path}", json=body, headers=headers, timeout=PATIENCE_S)
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
     assert says in error["message"] or says == error["param"], error
@@ -45,10 +45,12 @@ def test_http(
 
 def test_http_body(stack: StackProcess) -> None:
     url = f"http://{stack.gateway}/v1/chat/completions"
-    bad = httpx.post(url, content=b"{nonsense", headers={"content-type": "application/json"})
+    bad = httpx.post(
+        url, content=b"{nonsense", headers={"content-type": "application/json"}, timeout=PATIENCE_S
+    )
     assert bad.status_code == 400
     assert "JSON" in bad.json()["error"]["message"]
-    big = httpx.post(url, content=b'{"model": "' + b"x" * 10_500_000 + b'"}', timeout=30)
+    big = httpx.post(url, content=b'{"model": "' + b"x" * 10_500_000 + b'"}', timeout=PATIENCE_S)
     assert big.status_code == 413
     assert big.json()["error"]["message"]
 
@@ -56,8 +58,8 @@ def test_http_body(stack: StackProcess) -> None:
 def test_http_duplicate_id(stack: StackProcess) -> None:
     url = f"http://{stack.gateway}/v1/chat/completions"
     headers = {"x-request-id": "the-same-one"}
-    assert httpx.post(url, json=CHAT, headers=headers, timeout=30).status_code == 200
-    again = httpx.post(url, json=CHAT, headers=headers, timeout=30)
+    assert httpx.post(url, json=CHAT, headers=headers, timeout=PATIENCE_S).status_code == 200
+    again = httpx.post(url, json=CHAT, headers=headers, timeout=PATIENCE_S)
     assert again.status_code == 409
     assert "the-same-one" in again.json()["error"]["message"]
 
@@ -93,7 +95,9 @@ def test_http_duplicate_id(stack: StackProcess) -> None:
 async def test_grpc(stack: StackProcess, spec: GenerationSpec, code: grpc.StatusCode, reason: str) -> None:
     async with grpc.aio.insecure_channel(stack.router) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in RouterServiceStub(channel).Generate(GenerateRequest(spec=spec), timeout=30):
+            async for _ in RouterServiceStub(channel).Generate(
+                GenerateRequest(spec=spec), timeout=PATIENCE_S
+            ):
                 pass
     assert caught.value.code() is code
     error = from_rpc_error(caught.value)

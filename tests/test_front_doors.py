@@ -13,6 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import insecure_channel
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from line_client import PATIENCE_S
 from stack_process import StackProcess
 
 BACKEND = Path(__file__).with_name("backend_example.py")
@@ -62,7 +63,7 @@ def test_reflection_is_enough_to_call(stack: StackProcess) -> None:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
-        replies = [MessageToDict(reply) for reply in call(request, timeout=30)]
+        replies = [MessageToDict(reply) for reply in call(request, timeout=PATIENCE_S)]
     assert "accepted" in replies[0]
     assert replies[-1]["finished"]["outputTokens"] == 5
 
@@ -73,10 +74,10 @@ def test_health_of_every_service(stack: StackProcess) -> None:
             with insecure_channel(address) as channel:
                 for service in ("liveness", "readiness", ""):
                     reply = health_pb2_grpc.HealthStub(channel).Check(
-                        health_pb2.HealthCheckRequest(service=service), timeout=10
+                        health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S
                     )
                     assert reply.status == health_pb2.HealthCheckResponse.SERVING, (role, service)
-    assert httpx.get(f"http://{stack.gateway}/readyz").status_code == 200
+    assert httpx.get(f"http://{stack.gateway}/readyz", timeout=PATIENCE_S).status_code == 200
 
 
 def test_thirty_line_backend(stack: StackProcess) -> None:
@@ -84,14 +85,14 @@ def test_thirty_line_backend(stack: StackProcess) -> None:
         [sys.executable, str(BACKEND), stack.router, "Hello"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert "tokens, in time:" in done.stdout.splitlines()[-1]
 
 
 async def test_metrics(stack: StackProcess) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
         body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
         replies = await asyncio.gather(
             *(client.post(f"http://{stack.gateway}/v1/completions", json=body) for _ in range(4))

@@ -20,7 +20,9 @@ from paceline_router.config import Config as RouterServiceConfig
 from paceline_scheduler.app import SchedulerApp
 from paceline_scheduler.config import SchedulerConfig
 
-PATIENCE_S = 30.0
+PATIENCE_S = 100.0
+ENDLESS = 5_000
+"""Tokens of an answer that is still being written when something happens: half a minute."""
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7, "ignore_eos": True}
 
 
@@ -46,6 +48,7 @@ class Line:
                                     "listen": "127.0.0.1:0",
                                     "engine_id": f"cpu-{i}",
                                     "backend": "simulated",
+                                    "context_tokens": 2 * ENDLESS,
                                     "simulated": {"time_scale": 0.5},
                                 }
                             )
@@ -60,10 +63,18 @@ class Line:
             )
             self._schedulers.append(scheduler.address)
         await self.start_router()
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(engine.up for engine in self.router.fleet) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         self.gateway = await self._stack.enter_async_context(
             GatewayApp(
                 GatewayConfig(
-                    listen="127.0.0.1:0", router=self.router.address, drain_limit_s=1, fleet_cache_ms=0
+                    listen="127.0.0.1:0",
+                    router=self.router.address,
+                    drain_limit_s=0.2,
+                    fleet_cache_ms=0,
+                    router_wait_s=PATIENCE_S,
+                    adoption_grace_s=PATIENCE_S,
                 )
             )
         )
@@ -79,6 +90,8 @@ class Line:
                         "listen": self._router_address,
                         "schedulers": self._schedulers,
                         "server": {"drain_grace_s": 0},
+                        "detach_ttl_s": PATIENCE_S,
+                        "scheduler_grace_s": PATIENCE_S,
                     },
                     "store": {"url": self._store_url},
                 }
@@ -107,7 +120,7 @@ async def line(tmp_path: Path) -> AsyncIterator[Line]:
 @pytest.fixture
 async def ai(line: Line) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
-        base_url=f"{line.gateway.url}/v1", api_key="none", max_retries=0, timeout=30
+        base_url=f"{line.gateway.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
     ) as client:
         yield client
 
@@ -159,7 +172,7 @@ async def test_refusals(line: Line) -> None:
             return reply.status_code, error.get("code"), error.get("param")
 
         assert await ask({"model": "nope"}) == (404, "model_not_found", "model")
-        long = {"messages": [{"role": "user", "content": "word " * 20_000}]}
+        long = {"messages": [{"role": "user", "content": "word " * 40_000}]}
         assert await ask(long) == (400, "context_length_exceeded", "messages")
         assert (await ask(long | {"stream": True}))[0] == 400
         assert (await ask({}, **{"x-request-id": "twice"}))[0] == 200
@@ -169,21 +182,26 @@ async def test_refusals(line: Line) -> None:
 
 async def test_a_target_out_of_reach_ends_with_what_was_attainable(line: Line) -> None:
     """Where the status can still tell, it does; after that the stream ends with the error."""
-    headers = {"x-slo-e2e-ms": "300", "x-slo-on-miss": "drop"}
-    body = CHAT | {"max_tokens": 1800}
+    body = CHAT | {"max_tokens": ENDLESS}
     async with httpx.AsyncClient(base_url=line.gateway.url, timeout=PATIENCE_S) as http:
         for _ in range(2):  # both engines have been measured then
             await http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 20})
-        whole = await http.post("/v1/chat/completions", json=body, headers=headers)
+        whole = await http.post(
+            "/v1/chat/completions", json=body, headers={"x-slo-e2e-ms": "300", "x-slo-on-miss": "drop"}
+        )
         assert whole.status_code == 409
         assert whole.headers["x-should-retry"] == "false"  # clients of OpenAI's ask again at a 409
-        streamed = await http.post("/v1/chat/completions", json=body | {"stream": True}, headers=headers)
-        assert streamed.status_code == 200  # its first words were in time
+        for budget_ms in (300, 1200, 4800, 19_200):
+            headers = {"x-slo-e2e-ms": str(budget_ms), "x-slo-on-miss": "drop"}
+            streamed = await http.post("/v1/chat/completions", json=body | {"stream": True}, headers=headers)
+            if streamed.status_code == 200:  # its first words were in time: on this machine
+                break
+        assert streamed.status_code == 200
         events = [json.loads(part[6:]) for part in streamed.text.split("\n\n") if part.startswith("data: {")]
-        for error in (whole.json()["error"], events[-1]["error"]):
+        for error, due_ms in ((whole.json()["error"], 300), (events[-1]["error"], budget_ms)):
             assert (error["code"], error["type"]) == ("slo_unattainable", "invalid_request_error")
-            assert error["attainable_ms"] > 300
-            assert "was due 300 ms after the arrival" in error["message"]
+            assert error["attainable_ms"] > due_ms
+            assert f"was due {due_ms} ms after the arrival" in error["message"]
         assert sum("choices" in event for event in events) > 1
         kept = await http.post(
             "/v1/chat/completions", json=CHAT | {"max_tokens": 90}, headers={"x-slo-e2e-ms": "1"}
@@ -207,7 +225,7 @@ async def test_headers_say_what_was_decided(line: Line) -> None:
 
 async def test_leaving_client_ends_the_request_everywhere(line: Line) -> None:
     async with httpx.AsyncClient(base_url=line.gateway.url, timeout=PATIENCE_S) as http:
-        body = CHAT | {"max_tokens": 2000, "stream": True}
+        body = CHAT | {"max_tokens": ENDLESS, "stream": True}
         async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
             async for text in reply.aiter_lines():
                 if '"content":"' in text:
@@ -219,36 +237,45 @@ async def test_leaving_client_ends_the_request_everywhere(line: Line) -> None:
 
 
 async def test_router_restart_is_not_seen_by_clients(line: Line, ai: openai.AsyncOpenAI) -> None:
-    tokens = 300
-    whole = await _chat(ai, tokens)
-    started = asyncio.Semaphore(0)
+    whole = await _chat(ai, 300)
+    started, restarted = asyncio.Semaphore(0), asyncio.Event()
 
     async def client() -> str:
+        """Reads an answer that does not end, past the restart and past the length of `whole`."""
         stream = await ai.chat.completions.create(
             model="simulated",
             messages=CHAT["messages"],
-            max_tokens=tokens,
+            max_tokens=ENDLESS,
             seed=7,
             stream=True,
             extra_body={"ignore_eos": True},
         )
-        text = ""
-        async for chunk in stream:
-            if not text:
-                started.release()
-            text += chunk.choices[0].delta.content or ""
-        return text
+        text, needed = "", 0
+        async with stream:
+            async for chunk in stream:
+                if not text:
+                    started.release()
+                text += chunk.choices[0].delta.content or ""
+                if restarted.is_set():
+                    needed = needed or max(len(text) + 1, len(whole))
+                    if len(text) >= needed:
+                        return text
+        raise AssertionError("the stream ended")
 
     async def restart() -> None:
         for _ in range(6):
             await started.acquire()
         await line.stop_router()
         await line.start_router()
+        restarted.set()
 
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         clients = [tasks.create_task(client()) for _ in range(6)]
         tasks.create_task(restart())
-    assert {task.result() for task in clients} == {whole}
+    texts = [task.result() for task in clients]
+    longest = max(texts, key=len)
+    assert longest.startswith(whole)
+    assert all(longest.startswith(text) for text in texts)
     assert line.gateway.session.counters.connections == 2
     assert line.gateway.session.counters.reattaches > 0
     assert line.gateway.session.counters.gaps == 0

@@ -6,7 +6,7 @@ import random
 import grpc
 import httpx
 import pytest
-from line_client import Generation, generate, greedy
+from line_client import PATIENCE_S, Generation, generate, greedy
 from stack_process import StackProcess
 
 from paceline.common.v1.attempt_pb2 import SamplingParams
@@ -19,7 +19,7 @@ from paceline.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 
 REQUESTS = 500
 AT_ONCE = 24
-EMPTY_WITHIN_S = 30.0
+EMPTY_WITHIN_S = 100.0
 
 
 def mixed(rng: random.Random, number: int) -> GenerationSpec:
@@ -57,14 +57,14 @@ async def one(stack: StackProcess, stub: RouterServiceStub, http: httpx.AsyncCli
     if way == "finish":
         await generate(stack.router, spec, seen)
         return way
-    call = stub.Generate(GenerateRequest(spec=spec), timeout=60)
+    call = stub.Generate(GenerateRequest(spec=spec), timeout=PATIENCE_S)
     stop_at = rng.randrange(0, 30)
     async for reply in call:
         seen.take(reply)
         if len(seen.ids) >= stop_at:
             break
     if way == "cancel" and seen.finished is None:
-        await stub.Cancel(CancelRequest(request_id=spec.request_id), timeout=30)
+        await stub.Cancel(CancelRequest(request_id=spec.request_id), timeout=PATIENCE_S)
     call.cancel()
     return way
 
@@ -72,7 +72,10 @@ async def one(stack: StackProcess, stub: RouterServiceStub, http: httpx.AsyncCli
 async def test_nothing_leaks(stack: StackProcess) -> None:
     gate = asyncio.Semaphore(AT_ONCE)
     ways: list[str] = []
-    async with grpc.aio.insecure_channel(stack.router) as channel, httpx.AsyncClient(timeout=60) as http:
+    async with (
+        grpc.aio.insecure_channel(stack.router) as channel,
+        httpx.AsyncClient(timeout=PATIENCE_S) as http,
+    ):
         stub = RouterServiceStub(channel)
 
         async def gated(number: int) -> None:
