@@ -109,9 +109,10 @@ async def test_sync_tokens_are_not_released_before_their_commit(line, spec):
     writer = FakeWriter()
     router.app.durability._writer = writer
     session = await router.session()
-    answer = await session.submit(spec(tokens=60, request_id="s", durability=SYNC))
+    answer = await session.submit(spec(tokens=60, request_id="s", durability=SYNC), token_limit=30)
     await session.until(lambda: answer.count > 3)
     writer.down = True
+    await session.credit(answer, 60)
     request = router.app.ledger.find("s")
     await line.until(lambda: request.output.count == 60 and request.ended)
     committed = sum(row.count for row in writer.rows if isinstance(row, CheckpointRow))
@@ -125,13 +126,14 @@ async def test_sync_tokens_are_not_released_before_their_commit(line, spec):
     assert any(isinstance(row, RequestChange) and row.finished for row in writer.rows)
 
 
-async def test_a_sync_request_that_cannot_be_committed_in_time_fails(line, spec):
+async def test_a_sync_request_that_cannot_be_committed_in_time_fails(line, endless):
     await line.engine("e0", time_scale=1.0)
+    # It commits in one turn of the loop or not at all: no stall of the machine uses this time up.
     router = await line.router(store=True, sync_timeout_s=0.2)
     writer = FakeWriter()
     router.app.durability._writer = writer
     session = await router.session()
-    answer = await session.submit(spec(tokens=1500, durability=SYNC))
+    answer = await session.submit(endless(durability=SYNC))
     await session.until(lambda: answer.count > 3)
     writer.down = True
     await session.ended(answer)
@@ -143,13 +145,14 @@ async def test_a_sync_request_that_cannot_be_committed_in_time_fails(line, spec)
 
 async def test_a_sync_answer_whose_end_cannot_be_committed_is_no_success(line, spec):
     await line.engine("e0", time_scale=0.3)
-    router = await line.router(store=True, sync_timeout_s=0.5)
+    router = await line.router(store=True, sync_timeout_s=0.2)
     writer = FakeWriter()
     router.app.durability._writer = writer
     session = await router.session()
-    answer = await session.submit(spec(tokens=20, request_id="s", durability=SYNC))
+    answer = await session.submit(spec(tokens=20, request_id="s", durability=SYNC), token_limit=10)
     await session.until(lambda: answer.count > 3)
     writer.down = True
+    await session.credit(answer, 20)
     request = router.app.ledger.find("s")
     await line.until(lambda: request.ended)
     await session.ended(answer)
@@ -184,7 +187,8 @@ def unavailable():
     return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, "gone")
 
 
-async def test_predictions_are_asked_in_batches_and_fall_back_without_delay():
+async def test_predictions_are_asked_in_batches_and_fall_back_without_delay(monkeypatch):
+    monkeypatch.setattr("paceline_router.predictor_link.REST_MS", 600_000.0)
     stub, clock = FakeStub(), SystemClock()
     link = PredictorLink(
         stub, FallbackHistograms(), Telemetry(TelemetryConfig(), "t").instruments, clock, 50.0
@@ -218,7 +222,7 @@ def test_the_fallback_learns_lengths_by_app():
     assert 5 < median("unheard of") < 1000
 
 
-async def test_a_real_predictor_answers_and_learns(line, spec):
+async def test_a_real_predictor_answers_and_learns(line, spec, endless):
     from paceline_predictor.app import PredictorApp
     from paceline_predictor.config import Config as PredictorConfig
 
@@ -226,9 +230,9 @@ async def test_a_real_predictor_answers_and_learns(line, spec):
     sections = {"predictor": {"listen": "127.0.0.1:0"}, "store": {"url": ""}}
     config = PredictorConfig.model_validate(sections)
     async with PredictorApp(config) as predictor:
-        router = await line.router(predictor=predictor.server.address, predictor_timeout_ms=2000.0)
+        router = await line.router(predictor=predictor.server.address)
         session = await router.session()
-        alone = await session.submit(spec(tokens=2000))
+        alone = await session.submit(endless())
         await session.until(lambda: alone.accepted is not None)
         assert alone.accepted.estimate_source != "fallback"
         beside = await router.generate(spec())

@@ -33,6 +33,10 @@ async def start(folder, *sets, router_id="p"):
         f"router.server.address_file={ready}",
         f"router.router_id={router_id}",
         "router.server.drain_grace_s=1.0",
+        "router.detach_ttl_s=600",
+        "router.scheduler_grace_s=600",
+        "router.heartbeat_lost_s=600",
+        "router.leave_out_after_ms=600000",
         *sets,
     ):
         command += ["--set", item]
@@ -82,6 +86,7 @@ async def test_kill_9_of_the_process_loses_nothing(line, spec, tmp_path):
                 ids += event.tokens.token_ids
                 if len(ids) > 10:
                     break
+            line.hold("e0")  # so that it does not end before the next life is there
             process.kill()
             await finish(process)
             call.cancel()
@@ -89,6 +94,7 @@ async def test_kill_9_of_the_process_loses_nothing(line, spec, tmp_path):
         process, address = await start(tmp_path, *sets)
         async with grpc.aio.insecure_channel(address) as connection:
             stub = router_pb2_grpc.RouterServiceStub(connection)
+            line.go_on("e0")
             finished = None
             async for event in stub.Attach(router_pb2.AttachRequest(request_id="k", from_index=len(ids))):
                 assert not event.tokens.token_ids or event.tokens.first_index == len(ids)
@@ -109,12 +115,13 @@ async def test_kill_9_of_the_process_loses_nothing(line, spec, tmp_path):
 
 
 async def test_a_drain_sends_clients_to_the_next_life_and_keeps_their_requests(line, spec):
-    await line.engine("e0", time_scale=1.0)
-    router = await line.router(server={"drain_grace_s": 0.4})
+    await line.engine("e0", time_scale=0.2)
+    router = await line.router(server={"drain_grace_s": 600.0})
     session = await router.session()
     cancel = generation_pb2.ON_DISCONNECT_CANCEL
-    before = await session.submit(spec(tokens=200, request_id="r", on_disconnect=cancel))
+    before = await session.submit(spec(tokens=200, request_id="r", on_disconnect=cancel), token_limit=60)
     await session.until(lambda: before.count > 5)
+    router.app.ledger.empty.set()  # as if nothing were live: it does not wait half the grace for the end of it
     await line.stop(router.app)
     await session.closed()
     assert session.error.reason is Reason.DRAINING
@@ -135,7 +142,7 @@ async def test_a_store_that_is_down_at_the_start_is_no_reason_not_to_serve(line,
 
     monkeypatch.setattr(app_module.Store, "open", down)
     line.folder = line.folder / "missing"
-    router = await line.router(store=True)
+    router = await line.router(store=True, close_timeout_s=0.0)
     assert (await router.generate(spec())).count == 16
     await line.until(lambda: router.app.durability.degraded)
     error = await router.refused(spec(durability=generation_pb2.DURABILITY_SYNC))

@@ -75,12 +75,12 @@ async def fake_predictor():
         await server.stop(0)
 
 
-async def test_a_running_request_is_predicted_anew_and_its_scheduler_hears_of_it(line, spec):
+async def test_a_running_request_is_predicted_anew_and_its_scheduler_hears_of_it(line, endless):
     scheduler = await line.engine("e0", time_scale=0.5)
     async with real_predictor() as predictor:
-        router = await line.router(predictor=predictor.address, predictor_timeout_ms=2000.0)
+        router = await line.router(predictor=predictor.address)
         session = await router.session()
-        answer = await session.submit(spec(tokens=4000, request_id="long"))
+        answer = await session.submit(endless(request_id="long"))
         request = None
 
         def revised_twice():
@@ -115,8 +115,12 @@ async def test_a_running_request_is_predicted_anew_and_its_scheduler_hears_of_it
 async def test_the_text_so_far_is_asked_about_and_the_last_row_is_told(line, spec):
     await line.engine("e0", time_scale=0.3)
     async with fake_predictor() as fake:
-        router = await line.router(predictor=fake.address, predictor_timeout_ms=2000.0)
-        answer = await router.generate(spec(tokens=180, request_id="r"))
+        router = await line.router(predictor=fake.address)
+        session = await router.session()
+        answer = await session.submit(spec(tokens=180, request_id="r"), token_limit=60)
+        await line.until(lambda: any(q.generated_tokens for q in fake.queries))
+        await session.credit(answer, 180)
+        await session.ended(answer)
         await line.until(lambda: len(fake.lengths) == 2)
         request = router.app.ledger.find("r")
         again = [q for q in fake.queries if q.generated_tokens]
@@ -140,14 +144,10 @@ async def test_the_text_so_far_is_asked_about_and_the_last_row_is_told(line, spe
 async def test_without_revisions_and_with_a_failing_predictor_serving_goes_on(line, spec):
     await line.engine("e0", time_scale=0.1)
     async with fake_predictor() as fake:
-        router = await line.router(
-            predictor=fake.address, predictor_timeout_ms=2000.0, repredict_every_tokens=0
-        )
+        router = await line.router(predictor=fake.address, repredict_every_tokens=0)
         await router.generate(spec(tokens=200))
         assert not [q for q in fake.queries if q.generated_tokens]
-        failing = await line.router(
-            predictor=fake.address, predictor_timeout_ms=2000.0, router_id="other", wait=False
-        )
+        failing = await line.router(predictor=fake.address, router_id="other", wait=False)
         await failing.until(lambda: sum(e.up for e in failing.app.fleet) == 1)
         fake.down = True
         answer = await failing.generate(spec(tokens=200, request_id="x"))
