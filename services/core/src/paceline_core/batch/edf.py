@@ -40,7 +40,7 @@ class Edf:
     """Most tokens of one step, as in `sarathi`."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        rows = np.flatnonzero(view.runnable())
+        rows = view.runnable_rows()
         due = deadlines_ms(view)
         order = first_by(view, rows, due[rows], list_length(view))
         return BatchPlan(

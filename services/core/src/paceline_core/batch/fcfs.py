@@ -14,7 +14,7 @@ from paceline_core.batch.view import BatchView, IntArray
 def arrival_order(view: BatchView) -> IntArray:
     """Runnable rows by priority (higher first), then arrival, then row id (so that ties are stable); as many as a list
     takes."""
-    rows = np.flatnonzero(view.runnable())
+    rows = view.runnable_rows()
     return first_by(view, rows, view.arrival_ms[rows], list_length(view))
 
 

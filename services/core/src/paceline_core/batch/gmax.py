@@ -61,7 +61,7 @@ class Gmax:
     """Most tokens of one step, as in `sarathi`."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        rows = np.flatnonzero(view.runnable())
+        rows = view.runnable_rows()
         v_ms = full_step_ms(view)
         priority = self._priority(view, v_ms)
         waiting = Waiting(
@@ -169,7 +169,7 @@ class Gmax:
         """[V] Stall * token rate, tokens: what the whole batch does not write while the victim's KV is made again, if
         it has to go, and while the run set changes."""
         capacity = view.capacity
-        kv = int(view.kv_tokens.sum()) + int(view.context_tokens()[rivals].sum())
+        kv = int(view.kv_tokens.sum()) + int(view.context_tokens(rivals).sum())
         residents = int(np.count_nonzero(view.kv_tokens)) + int(np.count_nonzero(view.kv_tokens[rivals] == 0))
         goes = (
             not capacity.keeps_kv_when_paused or kv > capacity.kv_tokens or residents > capacity.max_resident

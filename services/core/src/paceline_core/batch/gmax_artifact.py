@@ -47,7 +47,7 @@ class GmaxArtifact:
     """Most tokens of one step, as in `sarathi`."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        rows = np.flatnonzero(view.runnable())
+        rows = view.runnable_rows()
         v_ms = full_step_ms(view)
         frame_ms = self.frame_steps * v_ms
         scored_ms = np.floor(now_ms / frame_ms) * frame_ms

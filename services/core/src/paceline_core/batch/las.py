@@ -25,7 +25,7 @@ class Las:
     """Most tokens of one step, as in `sarathi`."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        rows = np.flatnonzero(view.runnable())
+        rows = view.runnable_rows()
         bucket = max(1, self.bucket_tokens)
         level = view.generated // bucket
         order = first_by(view, rows, level[rows], list_length(view))

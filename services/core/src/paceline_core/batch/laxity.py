@@ -16,7 +16,7 @@ def step_now_ms(view: BatchView) -> float:
     """A decode step with the requests that run now (one, at least)."""
     decoding = view.state == RunState.RUNNING.value
     batch = max(1, min(int(np.count_nonzero(decoding)), view.capacity.max_batch))
-    return max(view.model.decode_ms(batch, float(view.context_tokens()[decoding].sum())), 1e-3)
+    return max(view.model.decode_ms(batch, float(view.context_tokens(np.flatnonzero(decoding)).sum())), 1e-3)
 
 
 def steps_within(view: BatchView, head: IntArray, prefill_tokens: int, time_ms: float) -> int:
@@ -26,8 +26,8 @@ def steps_within(view: BatchView, head: IntArray, prefill_tokens: int, time_ms: 
         return 1
     if not np.isfinite(time_ms):
         return UNTIL_EVENT
-    prefill = min(float(view.prefill_left()[head].sum()), float(prefill_tokens))
-    context = float(view.context_tokens()[head].sum())
+    prefill = min(float(view.prefill_left(head).sum()), float(prefill_tokens))
+    context = float(view.context_tokens(head).sum())
     step_ms = STEP_SLACK * view.model.step_ms(len(head), context, prefill, view.capacity.max_context_tokens)
     return int(min(max(1.0, time_ms / max(step_ms, 1e-3)), UNTIL_EVENT))
 

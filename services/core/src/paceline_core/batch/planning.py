@@ -39,17 +39,20 @@ def decide(policy: BatchPolicy, view: BatchView, now_ms: float, plan_length: int
 def settle(view: BatchView, chosen: BatchPlan, now_ms: float, plan_length: int) -> Decision:
     """Cut a plan to what fits, and leave out what has missed its target and asked for an end then, whatever the
     policy thinks of it: a policy that never sheds must not break that promise."""
-    order, shed = chosen.order, chosen.shed
+    order, shed, evict = chosen.order, chosen.shed, chosen.evict
     asked = np.flatnonzero(view.drops)
-    missed = asked[out_of_reach(view, asked, now_ms)]
-    if len(missed):
-        shed = np.union1d(shed, missed)
-        order = order[~np.isin(order, missed)]
+    if len(asked):
+        missed = asked[out_of_reach(view, asked, now_ms)]
+        if len(missed):
+            shed = np.union1d(shed, missed)
+            order = order[~np.isin(order, missed)]
     fitting = fit(view, order, chosen.max_batch)
+    if len(fitting.evict):
+        evict = np.union1d(evict, fitting.evict)
     return Decision(
         chosen=chosen,
         order=fitting.order[:plan_length],
-        evict=np.union1d(chosen.evict, fitting.evict),
+        evict=evict,
         shed=shed,
         max_batch=chosen.max_batch,
         prefill_budget_tokens=min(chosen.prefill_budget_tokens, UNLIMITED_TOKENS),

@@ -33,33 +33,35 @@ def fit(view: BatchView, order: IntArray, max_batch: int) -> Fit:
     if not len(order):
         return Fit(order, np.empty(0, dtype=np.int64), UNTIL_EVENT)
     need = _need(view, order)
-    fits = np.cumsum(need) <= capacity.kv_tokens
-    count = max(1, min(int(np.count_nonzero(fits)), capacity.max_resident))
+    listed = len(order)
+    count = max(1, min(int(np.count_nonzero(np.cumsum(need) <= capacity.kv_tokens)), capacity.max_resident))
     order = order[:count]
     head = order[: max_batch or capacity.max_batch]
 
-    in_head = np.zeros(len(view), dtype=bool)
-    in_head[head] = True
-    others = np.flatnonzero((view.kv_tokens > 0) & ~in_head)
-    kept = int(need[: len(head)].sum()) + int(view.kv_tokens[others].sum())
-    residents = len(head) + len(others)
-    evict: list[int] = []
+    kv = view.kv_tokens
+    of_head = kv[head]
+    kept = int(need[: len(head)].sum()) + int(kv.sum()) - int(of_head.sum())
+    residents = len(head) + int(np.count_nonzero(kv)) - int(np.count_nonzero(of_head))
     if kept > capacity.kv_tokens or residents > capacity.max_resident:
+        in_head = np.zeros(len(view), dtype=bool)
+        in_head[head] = True
+        others = np.flatnonzero((kv > 0) & ~in_head)
         place = np.full(len(view), len(view) + 1, dtype=np.int64)
         place[order] = np.arange(count)
         victims = others[np.lexsort((-view.row_id[others], -view.arrival_ms[others], -place[others]))]
+        evict: list[int] = []
         for row in victims.tolist():
             if kept <= capacity.kv_tokens and residents <= capacity.max_resident:
                 break
             evict.append(row)
-            kept -= int(view.kv_tokens[row])
+            kept -= int(kv[row])
             residents -= 1
         gone = np.asarray(evict, dtype=np.int64)
         order = order[~np.isin(order, gone)]
         # Room is tight: look again before the growth that was allowed for is used up.
         return Fit(order, gone, GROWTH_TOKENS // 2)
     spare = capacity.kv_tokens - kept
-    tight = spare < GROWTH_TOKENS * len(head) * 4 or count < min(len(fits), capacity.max_resident)
+    tight = spare < GROWTH_TOKENS * len(head) * 4 or count < min(listed, capacity.max_resident)
     return Fit(
         order, np.empty(0, dtype=np.int64), GROWTH_TOKENS // 2 if tight else max(1, spare // len(head))
     )

@@ -43,5 +43,7 @@ def leading(rows: IntArray, keys: Sequence[NDArray[Any]], count: int) -> IntArra
 def first_by(view: BatchView, rows: IntArray, key: NDArray[Any], count: int) -> IntArray:
     """[min(count, R)] Those of `rows` with the highest priority of their client, then the smallest `key` [R], then the
     earliest arrival."""
-    keys = (-view.priority[rows].astype(np.int64), key, view.arrival_ms[rows], view.row_id[rows])
+    keys = [key, view.arrival_ms[rows], view.row_id[rows]]
+    if view.priority.any():
+        keys.insert(0, -view.priority[rows].astype(np.int64))
     return leading(rows, keys, count)

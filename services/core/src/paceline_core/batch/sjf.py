@@ -38,7 +38,7 @@ class Sjf:
     """Most tokens of one step, as in `sarathi`."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        rows = np.flatnonzero(view.runnable())
+        rows = view.runnable_rows()
         left = self._tokens_left(view)
         keys = (-view.priority.astype(np.int64), left, view.arrival_ms, view.row_id)
         if not view.priority.any():

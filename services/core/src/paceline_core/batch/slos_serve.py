@@ -39,7 +39,7 @@ class SlosServe:
     """Waiting requests, by prefill deadline, that one admission looks at."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        rows = np.flatnonzero(view.runnable())
+        rows = view.runnable_rows()
         room = list_length(view)
         sorted_out = triage(view, now_ms)
         spare = (sorted_out.lost | (view.slo_class == SloClass.BEST_EFFORT.value))[rows]

@@ -117,10 +117,15 @@ class BatchView:
         """[N] True where the next step may run the request: its credit is not used up."""
         return np.asarray((self.token_limit == 0) | (self.generated < self.token_limit))
 
-    def context_tokens(self) -> IntArray:
-        """[N] Tokens whose KV the request needs to decode its next token (the last token is not in the KV yet)."""
-        return self.prompt_tokens + np.maximum(self.generated - 1, 0)
+    def runnable_rows(self) -> IntArray:
+        """[R] Rows that the next step may run, ascending."""
+        return np.flatnonzero(self.runnable()) if self.token_limit.any() else np.arange(len(self))
 
-    def prefill_left(self) -> IntArray:
-        """[N] Tokens to prefill before the next output token; 0 while decoding."""
-        return np.asarray(np.maximum(self.context_tokens() - self.kv_tokens, 0))
+    def context_tokens(self, rows: IntArray | slice = slice(None)) -> IntArray:
+        """[R] Tokens whose KV the request needs to decode its next token (the last token is not in the KV yet); of all
+        N, or of `rows`."""
+        return self.prompt_tokens[rows] + np.maximum(self.generated[rows] - 1, 0)
+
+    def prefill_left(self, rows: IntArray | slice = slice(None)) -> IntArray:
+        """[R] Tokens to prefill before the next output token; 0 while decoding. Of all N, or of `rows`."""
+        return np.asarray(np.maximum(self.context_tokens(rows) - self.kv_tokens[rows], 0))

@@ -7,10 +7,9 @@ anew within the frame, without an event, is the same one.
 
 import numpy as np
 
-from paceline_core.batch.pace.shortlist import due_ms
 from paceline_core.batch.ranking import leading, list_length
 from paceline_core.batch.state import RunState
-from paceline_core.batch.view import BatchView, BoolArray, IntArray
+from paceline_core.batch.view import BatchView, FloatArray, IntArray
 
 _LONGEST_MS = 250.0
 """Longest frame, by the model: where steps are slow it has fewer."""
@@ -29,15 +28,19 @@ def running_head(view: BatchView, runnable: IntArray) -> IntArray | None:
     return running if whole else None
 
 
-def in_order(view: BatchView, head: IntArray, runnable: IntArray, gone: BoolArray | None = None) -> IntArray:
-    """[M] The list: `head` by row, then others of `runnable` but for those `gone` [N]: first who has KV, then by due
-    time."""
+def in_order(
+    view: BatchView, head: IntArray, runnable: IntArray, due: FloatArray, gone: IntArray | None = None
+) -> IntArray:
+    """[M] The list: `head` by row, then others of `runnable` but for those `gone`: first who has KV, then by due time
+    (`due` [N])."""
     left = np.zeros(len(view), dtype=bool)
     left[runnable] = True
     left[head] = False
     if gone is not None:
-        left &= ~gone
-    others = np.flatnonzero(left)
-    keys = (view.kv_tokens[others] == 0, due_ms(view)[others], view.row_id[others])
-    others = leading(others, keys, max(0, list_length(view) - len(head)))
-    return np.concatenate([head[np.argsort(view.row_id[head])], others])
+        left[gone] = False
+    has = view.kv_tokens > 0
+    resident, others = np.flatnonzero(left & has), np.flatnonzero(left & ~has)
+    room = max(0, list_length(view) - len(head))
+    resident = leading(resident, (due[resident], view.row_id[resident]), room)
+    others = leading(others, (due[others], view.row_id[others]), room - len(resident))
+    return np.concatenate([head[np.argsort(view.row_id[head])], resident, others])

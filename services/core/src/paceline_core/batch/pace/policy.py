@@ -17,17 +17,20 @@ from paceline_core.batch.pace.triage import lost, shed
 from paceline_core.batch.pace.urgency import Place, laxity_ms, places
 from paceline_core.batch.plan import STEP_SLACK, UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
-from paceline_core.batch.view import BatchView, BoolArray, FloatArray, IntArray
+from paceline_core.batch.view import BatchView, FloatArray, IntArray
 
 _UPPER_DEVIATIONS: Final = 1.645
 """Standard deviations between the mean and the upper level of a length, were it normal."""
-_REASONS: Final = (
-    PlanReason.LAXITY,
-    PlanReason.URGENT,
-    PlanReason.WANTED,
-    PlanReason.SPARE,
-    PlanReason.AHEAD,
-    PlanReason.HOPELESS,
+_REASONS: Final = np.array(
+    [
+        PlanReason.LAXITY,
+        PlanReason.URGENT,
+        PlanReason.WANTED,
+        PlanReason.SPARE,
+        PlanReason.AHEAD,
+        PlanReason.HOPELESS,
+    ],
+    dtype=object,
 )
 """By `Place`."""
 
@@ -68,20 +71,21 @@ class Pace:
     """Rows looked at closely, in batches."""
 
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
-        runnable = np.flatnonzero(view.runnable())
+        runnable = view.runnable_rows()
         steps = frame_steps(view, self.hold_steps)
         left = steps_to_frame_end(view, steps)
         if not at_frame_end(view, steps) or len(runnable) <= view.capacity.max_batch:
             head = running_head(view, runnable)
             if head is not None:
-                return self._written(view, runnable, head, left)
+                return self._written(view, runnable, head, due_ms(view), left)
         return self._chosen(view, runnable, now_ms, left)
 
     def _chosen(self, view: BatchView, runnable: IntArray, now_ms: float, steps: int) -> BatchPlan:
         """A new run set."""
         worth = value.Worth(self.request_tokens, self.task_tokens, self.fair_tokens)
         speed = pace_of(view, runnable, view.capacity.prefill_chunk_tokens)
-        rows = shortlist(view, runnable, due_ms(view), speed, worth, now_ms, self.shortlist, self.stay)
+        due = due_ms(view)
+        rows = shortlist(view, runnable, due, speed, worth, now_ms, self.shortlist, self.stay)
         needs = needs_of(view, rows, speed, now_ms)
         possible = value.tokens_possible(needs, speed)
         p_meet = value.chance(view, needs, possible)
@@ -97,7 +101,8 @@ class Pace:
         first_ms = np.where(
             needs.stream & (view.generated[rows] == 0), self.first_share * view.ttft_ms[rows], 0.0
         )
-        backlog = float(view.prefill_left()[rows].sum())
+        prefill = view.prefill_left(rows)
+        backlog = float(prefill.sum())
         budget = min(backlog, self.usual_chunks * max(1, view.capacity.prefill_chunk_tokens))
         hold_ms = STEP_SLACK * (steps + 1) * (speed.step_ms + budget * speed.prefill_token_ms)
         place = places(needs, laxity, admitted, hopeless, first_ms, hold_ms)
@@ -108,38 +113,45 @@ class Pace:
         order = np.lexsort((view.row_id[rows], view.arrival_ms[rows], score, place))
         order = order[~gone[order]]
         batch = view.capacity.max_batch
-        prefill = view.prefill_left()[rows]
         chunk = max(1, view.capacity.prefill_chunk_tokens)
         head = choose_head(prefill, order, self.usual_chunks * chunk, batch)
-        away = np.zeros(len(view), dtype=bool)
-        away[rows[gone]] = True
+        away = rows[gone]
         place_of = np.full(len(view), Place.SPARE.value)
         place_of[rows] = place
         score_of = np.zeros(len(view))
         score_of[rows] = score
-        plan = self._written(view, runnable, rows[head], steps, away)
+        plan = self._written(view, runnable, rows[head], due, steps, away)
         return replace(
             plan,
             scores=score_of[plan.order],
-            reasons=[_REASONS[i] for i in place_of[plan.order].tolist()],
-            shed=rows[gone],
+            reasons=_REASONS[place_of[plan.order]].tolist(),
+            shed=away,
             valid_for_steps=1 if gone.any() else plan.valid_for_steps,
         )
 
     def _written(
-        self, view: BatchView, runnable: IntArray, head: IntArray, steps: int, gone: BoolArray | None = None
+        self,
+        view: BatchView,
+        runnable: IntArray,
+        head: IntArray,
+        due: FloatArray,
+        steps: int,
+        gone: IntArray | None = None,
     ) -> BatchPlan:
         """The plan that lets `head` run for `steps` more steps."""
-        order = in_order(view, head, runnable, gone)
-        prompts = bool(view.prefill_left()[head].any())
+        order = in_order(view, head, runnable, due, gone)
+        decoding = head[view.prefill_left(head) == 0]
+        waiting = len(head) - len(decoding)
         if len(runnable) <= len(head):
             steps = UNTIL_EVENT
         return BatchPlan(
             order=order,
             scores=np.zeros(len(order)),
             reasons=[PlanReason.IN_FRAME] * len(head) + [PlanReason.SPARE] * (len(order) - len(head)),
-            prefill_budget_tokens=prefill_budget(view, head, self.usual_chunks, self.most_chunks),
-            valid_for_steps=1 if prompts else steps,
+            prefill_budget_tokens=prefill_budget(
+                view, decoding, waiting, self.usual_chunks, self.most_chunks
+            ),
+            valid_for_steps=1 if waiting else steps,
         )
 
     @staticmethod

@@ -5,21 +5,22 @@ import numpy as np
 from paceline_core.batch.view import BatchView, IntArray
 
 
-def prefill_budget(view: BatchView, head: IntArray, usual_chunks: int, most_chunks: int) -> int:
-    """Most prompt tokens of a step with the rows `head`, whole chunks: `usual_chunks` while the batch is full of
-    decoding rows, up to `most_chunks` while it is not, and such that a step stays within the shortest time between
-    tokens of the streams in it."""
+def prefill_budget(
+    view: BatchView, decoding: IntArray, waiting: int, usual_chunks: int, most_chunks: int
+) -> int:
+    """Most prompt tokens of a step with the rows `decoding` and `waiting` others that have a prompt to prefill, whole
+    chunks: `usual_chunks` while the batch is full of decoding rows, up to `most_chunks` while it is not, and such that
+    a step stays within the shortest time between tokens of the streams in it."""
     capacity, model = view.capacity, view.model
     chunk = max(1, capacity.prefill_chunk_tokens)
-    waits = view.prefill_left()[head] > 0
-    if not waits.any():
+    if not waiting:
         return usual_chunks * chunk
-    decoding = head[~waits]
-    chunks = usual_chunks if len(head) >= capacity.max_batch and waits.sum() <= 2 else most_chunks
+    full = len(decoding) + waiting >= capacity.max_batch and waiting <= 2
+    chunks = usual_chunks if full else most_chunks
     tbt = view.tbt_ms[decoding]
     tbt = tbt[tbt > 0.0]
     if len(tbt):
-        room = float(tbt.min()) - model.decode_ms(len(decoding), float(view.context_tokens()[decoding].sum()))
+        room = float(tbt.min()) - model.decode_ms(len(decoding), float(view.context_tokens(decoding).sum()))
         chunks = min(chunks, int(room / max(model.prefill_ms(chunk), 1e-6)))
     return chunk * max(1, chunks)
 
