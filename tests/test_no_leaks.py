@@ -1,4 +1,4 @@
-"""After 500 mixed requests with random ends, every table, every KV slot and every buffer is empty again."""
+"""After 200 mixed requests with random ends, every table, every KV slot and every buffer is empty again."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from paceline.router.v1.router_pb2_grpc import RouterServiceStub
 from paceline.scheduler.v1 import scheduler_pb2 as scheduler
 from paceline.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 
-REQUESTS = 500
+REQUESTS = 200
 AT_ONCE = 24
 EMPTY_WITHIN_S = 100.0
 

@@ -12,6 +12,13 @@ from typing import Any
 
 START_TIMEOUT_S = 180.0
 EVENT_TIMEOUT_S = 180.0
+QUICK_END = (
+    "up.ready_timeout_s=170",
+    "up.stop_timeout_s=5",
+    "gateway.drain_limit_s=0.2",
+    *(f"{name}.server.drain_grace_s=0.2" for name in ("router", "scheduler", "predictor", "executor")),
+)
+"""What still runs when a test has ended is of no interest."""
 _POLL_S = 0.05
 
 
@@ -20,7 +27,7 @@ class StackProcess:
 
     def __init__(self, state_dir: Path, *overrides: str, model: str = "tiny") -> None:
         self.state_dir = state_dir
-        self._overrides = ("up.ports=auto", *overrides)
+        self._overrides = ("up.ports=auto", *QUICK_END, *overrides)
         self._model = model
         self._process: subprocess.Popen[bytes] | None = None
 

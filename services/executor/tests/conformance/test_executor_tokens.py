@@ -13,7 +13,6 @@ WITH_REAL_MODEL = pytest.mark.parametrize(
 )
 
 
-@WITH_REAL_MODEL
 async def test_every_index_comes_once_and_the_end_counts_them(peer: Peer, prompt: str) -> None:
     await peer.run(*(new_attempt(key, f"{key}: {prompt}", max_tokens=10 + key) for key in range(1, 6)))
     for key in range(1, 6):
@@ -184,11 +183,8 @@ async def test_forced_ids_that_cannot_be_fail_the_attempt(peer: Peer, prompt: st
 
 
 @pytest.mark.needs("resume_equal")
-@WITH_REAL_MODEL
-async def test_the_schedule_does_not_change_an_answer(
-    start: Start, connect: Connect, prompt: str, backend: str
-) -> None:
-    count, length = (4, 12) if backend == "smollm2" else (8, 30)
+async def test_the_schedule_does_not_change_an_answer(start: Start, connect: Connect, prompt: str) -> None:
+    count, length = 8, 30
     keys = range(1, count + 1)
     prompts = [f"{key}. {prompt}"[: 40 + 31 * key] for key in keys]
     alone = await connect(await start(max_batch=1, max_resident=1))

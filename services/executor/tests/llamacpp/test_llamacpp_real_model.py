@@ -43,11 +43,11 @@ def test_the_card_tells_how_to_talk_to_the_model(real_model) -> None:
 
 def test_a_question_is_answered_in_sentences(start, real_model) -> None:
     driver = start(model_path=real_model, context_tokens=512, max_resident=4, max_batch=4)
-    driver.run(AttemptSpec(1, "r", 60, prompt_text=rendered(QUESTIONS[0])))
+    driver.run(AttemptSpec(1, "r", 40, prompt_text=rendered(QUESTIONS[0])))
     text = driver.text(1)
     assert "queue" in text.lower()
     assert "\ufffd" not in text
-    assert len(text.split()) > 20
+    assert len(text.split()) > 15
 
 
 def test_no_schedule_changes_an_answer(start, real_model) -> None:
@@ -55,7 +55,7 @@ def test_no_schedule_changes_an_answer(start, real_model) -> None:
     rng = random.Random(5)
     greedy = Sampling(ignore_eos=True)
     settings = {"model_path": real_model, "context_tokens": 512, "max_resident": 6, "max_batch": 4}
-    tokens = [60, 90, 50, 150]
+    tokens = [24, 32, 22, 40]
     alone = start(**settings)
     for key, question in enumerate(QUESTIONS):
         alone.run(AttemptSpec(key, "r", tokens[key], prompt_text=rendered(question), sampling=greedy))
@@ -64,9 +64,9 @@ def test_no_schedule_changes_an_answer(start, real_model) -> None:
     mixed, other = start(**settings), start(**settings)
     for key, question in enumerate(QUESTIONS):
         mixed.engine.add(AttemptSpec(key, "r", tokens[key], prompt_text=rendered(question), sampling=greedy))
-    for goal in (8, 20, 31, 45):
+    for goal in (6, 12, 18):
         order = rng.sample(range(4), 4)
-        evict = (order[0],) if goal == 20 else ()
+        evict = (order[0],) if goal == 12 else ()
         mixed.plan(
             *order, limits=tuple(goal + key for key in order), evict=evict, max_batch=rng.randint(2, 4)
         )
@@ -76,7 +76,7 @@ def test_no_schedule_changes_an_answer(start, real_model) -> None:
     own = other.engine.capabilities
     requirements = StateRequirements(own.build, own.model_hash, own.kv_type, own.max_context_tokens)
     state = mixed.engine.export_state(mixed.engine.issue_ticket(0).token, requirements).data
-    forced = {0: mixed.output(0), 1: mixed.output(1), 2: expected[2][:7]}
+    forced = {0: mixed.output(0), 1: mixed.output(1), 2: expected[2][:5]}
     for key, ids in forced.items():
         other.engine.add(
             AttemptSpec(

@@ -20,7 +20,7 @@ from paceline_executor.trtllm.config import TrtllmSection
 from paceline_executor.trtllm.emulator.parameters import Faults
 
 _STEP_S = 0.001
-_PATIENCE_S = 60.0
+_PATIENCE_S = 100.0
 
 
 class Rig:
@@ -100,4 +100,4 @@ class Rig:
         assert self.engine._frames.legs == {}
         use = self.engine.kv_use()
         assert (use.used_tokens, use.resident, use.live) == (0, 0, 0)
-        assert not [task for task in self.engine._frames._tasks if task.get_name().startswith("leg-")]
+        assert not [name for name in self.engine._frames.tasks.names() if name.startswith("leg-")]
