@@ -330,6 +330,12 @@ class Line:
         self._stack.push_async_callback(connection.close)
         return connection
 
+    async def session(self, address: str) -> SessionClient:
+        """A client session with a router of another process."""
+        client = await SessionClient(router_pb2_grpc.RouterServiceStub(self.connect(address))).open()
+        self._stack.push_async_callback(client.hang_up)
+        return client
+
     async def kill_executor(self, engine_id: str) -> None:
         """An executor dies without a word, and its scheduler takes the engine for lost as soon as it notices."""
         app = self.executors.pop(engine_id)

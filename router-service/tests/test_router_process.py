@@ -69,43 +69,33 @@ async def finish(process):
         return await process.wait()
 
 
+@pytest.mark.timeout(4 * STARTED_S)
 async def test_kill_9_of_the_process_loses_nothing(line, spec, tmp_path):
-    await line.engine("e0", time_scale=0.5)
+    await line.engine("e0", time_scale=0.1)
     sets = [
         f'router.schedulers=["{line.schedulers["e0"].address}"]',
         f"store.url=sqlite+aiosqlite:///{tmp_path / 'p.db'}",
     ]
     process, address = await start(tmp_path, *sets)
     try:
-        async with grpc.aio.insecure_channel(address) as connection:
-            stub = router_pb2_grpc.RouterServiceStub(connection)
-            await engine_is_up(stub)
-            call = stub.Generate(router_pb2.GenerateRequest(spec=spec(tokens=150, request_id="k")))
-            ids = []
-            async for event in call:
-                ids += event.tokens.token_ids
-                if len(ids) > 10:
-                    break
-            line.hold("e0")  # so that it does not end before the next life is there
-            process.kill()
-            await finish(process)
-            call.cancel()
+        await engine_is_up(router_pb2_grpc.RouterServiceStub(line.connect(address)))
+        session = await line.session(address)
+        # Without more credit it cannot end before its router does, however long that takes.
+        before = await session.submit(spec(tokens=150, request_id="k"), token_limit=60)
+        await session.until(lambda: before.count > 10)
+        process.kill()
+        await finish(process)
+        await session.closed()
         (tmp_path / "address").unlink()
         process, address = await start(tmp_path, *sets)
-        async with grpc.aio.insecure_channel(address) as connection:
-            stub = router_pb2_grpc.RouterServiceStub(connection)
-            line.go_on("e0")
-            finished = None
-            async for event in stub.Attach(router_pb2.AttachRequest(request_id="k", from_index=len(ids))):
-                assert not event.tokens.token_ids or event.tokens.first_index == len(ids)
-                ids += event.tokens.token_ids
-                finished = event.finished if event.HasField("finished") else finished
-            alone = []
-            async for event in stub.Generate(router_pb2.GenerateRequest(spec=spec(tokens=150))):
-                alone += event.tokens.token_ids
-        assert finished.finish_reason == attempt_pb2.FINISH_REASON_LENGTH
-        assert finished.attempts == 1
-        assert ids == alone
+        session = await line.session(address)
+        after = await session.attach("k", before.count)
+        await session.ended(after)
+        alone = await session.submit(spec(tokens=150))
+        await session.ended(alone)
+        assert after.reason == attempt_pb2.FINISH_REASON_LENGTH
+        assert after.finished.attempts == 1
+        assert before.ids + after.ids == alone.ids
         process.send_signal(signal.SIGTERM)
         assert await finish(process) == 0
     finally:
