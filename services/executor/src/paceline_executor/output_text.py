@@ -16,11 +16,16 @@ class OutputText:
         self._longest_stop = max((len(text) for text in self._stop), default=0)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._as_is = not self._stop
+        """True while a piece of ASCII is its own text: nothing is held back, and no character is half there."""
 
     def push(self, piece: bytes) -> tuple[str, str]:
         """Add a token's bytes: (text released now, stop string that matched or ""). After a match nothing follows."""
+        if self._as_is and piece.isascii():
+            return piece.decode("ascii"), ""
         text = self._decoder.decode(piece)
         if not self._stop:
+            self._as_is = not self._decoder.getstate()[0]
             return text, ""
         text = self._held + text
         matches = [(position, stop) for stop in self._stop if (position := text.find(stop)) >= 0]

@@ -1,5 +1,6 @@
 """One attempt in front of an engine that takes requests: its transcript, and the leg it is on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,9 +111,13 @@ class Attempt:
 
     def runnable(self) -> bool:
         """True if a further token is wanted and allowed. A pinned attempt that began knows no credit."""
-        if self.finished or self.awaiting:
+        if self.reason is not None or self.cancelled or self.awaiting or self.ended is not None:
             return False
-        return (self.pinned and self.leg is not None) or not 0 < self.token_limit <= self.count
+        return (self.pinned and self.leg is not None) or not 0 < self.token_limit <= len(self.output_ids)
+
+    def extend(self, ids: Sequence[int]) -> bool:
+        """Take the next output tokens; False when one of them is the last one, or they came after that."""
+        return all(map(self.append, ids)) and self.reason is None
 
     def append(self, token: int) -> bool:
         """Take the next output token, forced or made; False when it is the last one, or came after that."""
@@ -125,7 +130,7 @@ class Attempt:
             released, self.stop_string = self._output_text.push(self._vocabulary.piece(token))
             if self.stop_string:
                 self.reason = EndReason.STOP_STRING
-            elif self.count >= self.max_outputs:
+            elif len(self.output_ids) >= self.max_outputs:
                 released, self.reason = released + self._output_text.finish(), EndReason.LENGTH
         piece = released.encode()
         self.text += piece

@@ -55,7 +55,9 @@ class FrameEngine:
         self._holder = holder
         self.counters: Counter[str] = Counter()
         """What happened so far, by name: resumes, preemptions, pinned, alarms, ..."""
-        self._changed = threading.Condition(threading.RLock())
+        # The bare lock is quicker to take than the condition, and the loop takes it for every token.
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
         self._outbox = Outbox(config.event_capacity)
         self._table = AttemptTable(
             max_tombstones=config.max_tombstones,
@@ -63,7 +65,8 @@ class FrameEngine:
             counters=self.counters,
         )
         self._frames = FrameLoop(
-            config, backend, holder, self._table, Reporter(self._outbox), self._changed, self.counters,
+            config, backend, holder, self._table, Reporter(self._outbox), lock,
+            self._changed.notify_all, self.counters,
             vocabulary.eos_token_id,
         )  # fmt: skip
         self._capabilities = self._describe()
@@ -72,7 +75,7 @@ class FrameEngine:
         self._closing: asyncio.Task[None] | None = None
         self._frames.start()
         self._watchdog = self._loop.create_task(
-            watch(self._frames, backend, self._changed, config.health_interval_s), name="watchdog"
+            watch(self._frames, backend, lock, config.health_interval_s), name="watchdog"
         )
 
     @property

@@ -8,10 +8,9 @@ under the lock that callers of the engine share.
 
 import asyncio
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from paceline_executor.contract import (
     ENGINE_FAILED,
@@ -22,34 +21,23 @@ from paceline_executor.contract import (
     Plan,
 )
 from paceline_executor.frames.attempt import Attempt, LegState
-from paceline_executor.frames.backend import (
-    Backend,
-    BackendGone,
-    Holder,
-    LegEnd,
-    LegFailed,
-    LegItem,
-    LegRefused,
-    LegRequest,
-)
-from paceline_executor.frames.choice import (
-    Reserve,
-    displaced,
-    ends_early,
-    first_runnable,
-    leaving,
-    sampling_of_leg,
-)
+from paceline_executor.frames.backend import Backend, BackendGone, Holder
+from paceline_executor.frames.book import Book
+from paceline_executor.frames.choice import Reserve, displaced, first_runnable, leaving
 from paceline_executor.frames.config import FrameConfig
+from paceline_executor.frames.legs import Legs
 from paceline_executor.frames.reporting import Reporter
 from paceline_executor.frames.table import AttemptTable
+from paceline_executor.frames.tasks import LoopTasks
 
 _log = logging.getLogger(__name__)
-_MAX_LEG_FAILURES = 3
 
 
 class FrameLoop:
-    """Submits and aborts. `lock` guards everything; what talks to the back end runs on the event loop alone."""
+    """Submits and aborts. `lock` guards everything; what talks to the back end runs on the event loop alone.
+
+    `on_end` is called under it at each end.
+    """
 
     def __init__(
         self,
@@ -58,28 +46,32 @@ class FrameLoop:
         holder: Holder | None,
         table: AttemptTable,
         reporter: Reporter,
-        lock: threading.Condition,
+        lock: AbstractContextManager[bool],
+        on_end: Callable[[], None],
         counters: Counter[str],
         eos_token_id: int,
     ) -> None:
-        self._eos_token_id = eos_token_id
         self._config = config
         self._backend = backend
-        self._facts = backend.facts
+        self._block_tokens = max(backend.facts.tokens_per_block, 1)
         self._holder = holder
         self._reserve = Reserve(
-            config.reserve_tokens,
-            config.longest_reserve_tokens,
-            max(backend.facts.tokens_per_block, 1),
-            by_credit=holder is None,
+            config.reserve_tokens, config.longest_reserve_tokens, self._block_tokens, by_credit=holder is None
         )
         self._table = table
         self._reporter = reporter
         self._lock = lock
         self._counters = counters
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks = LoopTasks(self._task_failed)
+        """What runs on the loop."""
+        self._loop = self.tasks.loop
+        self._book = Book(table, reporter, self.flush_soon, on_end)
+        self._legs = Legs(
+            backend, self._book, self.tasks, lock, counters, eos_token_id, holds=holder is not None,
+            on_change=self.touch,
+        )  # fmt: skip
+        self.legs = self._legs.by_key
+        """Every stay in the engine that is not over, by attempt key."""
         self._turn_due = self._flush_due = False
         self._plan: Plan | None = None
         self._order: list[Attempt] = []
@@ -88,12 +80,6 @@ class FrameLoop:
         self._iterations = 0
         self._timer: asyncio.TimerHandle | None = None
         self._queued = 0
-        self._cached_tokens = 0
-        self._failures: Counter[int] = Counter()
-        self.legs: dict[int, LegState] = {}
-        """Every stay that is not over, by attempt key, aborted ones included."""
-        self.progress_s = self._loop.time()
-        """When the engine last did something, or had nothing to do."""
         self.alive = True
 
     # --- from any thread, under the lock ---------------------------------------------------------------------
@@ -114,84 +100,73 @@ class FrameLoop:
         self._stale = True
         if not self._turn_due:
             self._turn_due = True
-            self._soon(self._turn)
+            self.tasks.soon(self._turn)
 
     def flush_soon(self) -> None:
         """There is something to report."""
         if not self._flush_due:
             self._flush_due = True
-            self._soon(self._flush)
+            self.tasks.soon(self._flush)
 
     def cancel(self, attempt: Attempt) -> None:
         """End an attempt: at once if the engine does not have it, else when the engine says so."""
         attempt.cancelled = True
         state = self.legs.get(attempt.key)
         if state is None:
-            self._bury(attempt, EndReason.CANCELLED)
+            self._book.bury(attempt, EndReason.CANCELLED)
         else:
-            self._soon(lambda: self._abort(state))
+            self._legs.abort_soon(state)
         self.touch()
 
     def fail(self, attempt: Attempt, reason: str, message: str, *, retryable: bool = False) -> None:
         """End an attempt that cannot go on; what the engine still has of it is aborted."""
         state = self.legs.get(attempt.key)
         if state is not None:
-            self._soon(lambda: self._abort(state))
-        self._bury(attempt, EndReason.FAILED, reason, message, retryable=retryable)
+            self._legs.abort_soon(state)
+        self._book.bury(attempt, EndReason.FAILED, reason, message, retryable=retryable)
         self.touch()
 
     def end(self, attempt: Attempt) -> None:
         """Close an attempt whose answer came to its end without the engine."""
         if attempt.reason is not None:
-            self._bury(attempt, attempt.reason)
+            self._book.bury(attempt, attempt.reason)
 
     def kv_use(self) -> KvUse:
         """KV by the agent's own account."""
-        used = sum(state.attempt.known_tokens - 1 for state in self.legs.values())
-        return KvUse(used, self._cached_tokens, len(self.legs), self._table.live)
+        return self._book.kv_use()
 
     def flush(self) -> None:
         """Report now what is to be reported."""
-        if self._reporter.pending:
-            self._reporter.flush(self.kv_use())
+        self._book.flush()
 
     def die(self, message: str) -> None:
         """Take the engine out: every attempt ends as the engine's failure, not its own."""
         if not self.alive:
             return
-        self.alive = False
+        self.alive, self._legs.closed = False, True
         self._counters["alarms"] += 1
         _log.error("the engine is taken out: %s", message)
         self.flush()
         for attempt in self._table.live_attempts():
-            self._bury(attempt, EndReason.FAILED, ENGINE_FAILED, message, retryable=True)
+            self._book.bury(attempt, EndReason.FAILED, ENGINE_FAILED, message, retryable=True)
         self.flush()
-        self._soon(self._stop_tasks)
+        self.tasks.soon(self._stop_tasks)
+
+    def overdue(self, now_s: float) -> str:
+        """What should have happened by now and has not, or ""."""
+        return self._legs.overdue(now_s, self._config.abort_timeout_s, self._config.progress_timeout_s)
 
     # --- on the event loop -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to read the engine's iterations."""
-        if self._facts.has_rows:
-            self._spawn(self._read_rows(), "iteration-rows")
+        if self._backend.facts.has_rows:
+            self.tasks.spawn(self._read_rows(), "iteration-rows")
 
     async def stop(self) -> None:
         """End all tasks."""
-        tasks = list(self._tasks)
-        self._stop_tasks()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def overdue(self, now_s: float) -> str:
-        """What should have happened by now and has not, or ""."""
-        for state in self.legs.values():
-            waited_s = 0.0 if state.aborted_s is None else now_s - state.aborted_s
-            if waited_s > self._config.abort_timeout_s:
-                return f"attempt {state.attempt.key} was aborted {waited_s:.1f} s ago and has not ended"
-        if not any(s.aborted_s is None and s.attempt.runnable() for s in self.legs.values()):
-            self.progress_s = now_s
-        elif now_s - self.progress_s > self._config.progress_timeout_s:
-            return f"no progress for {now_s - self.progress_s:.1f} s"
-        return ""
+        self._stop_timer()
+        await self.tasks.stop()
 
     def _turn(self) -> None:
         with self._lock:
@@ -201,7 +176,10 @@ class FrameLoop:
             if self._stale:
                 self._stale = False
                 self._adopt()
-            self._reconcile()
+            try:
+                self._reconcile()
+            except BackendGone as error:
+                self.die(str(error))
             if self._reporter.pending:
                 self.flush_soon()
 
@@ -234,11 +212,11 @@ class FrameLoop:
         else:
             self._make_places(wanted)
             self._admit(wanted, self._config.max_resident)
-            self._hold(wanted, room)
+            self._hold(self._holder, wanted, room)
         for state in self.legs.values():
             if state.aborted_s is None:
                 running = state.attempt.key in keys
-                self._set_state(state.attempt, AttemptState.RUNNING if running else AttemptState.PAUSED)
+                self._book.set_state(state.attempt, AttemptState.RUNNING if running else AttemptState.PAUSED)
 
     def _take_out(self, unwanted: Sequence[LegState]) -> None:
         """Abort who is not wanted, at a frame's end; at once without a plan. The pinned stay, and that is said."""
@@ -264,7 +242,7 @@ class FrameLoop:
         self._iterations = 0
         for state in movable:
             self._counters["preemptions"] += 1
-            self._abort(state)
+            self._legs.abort(state)
 
     def _frame_over(self) -> None:
         self._timer = None
@@ -275,27 +253,27 @@ class FrameLoop:
         """Where requests are held, places run out: the least wanted behind a wanted one goes."""
         for state in displaced(self._order, wanted, self.legs, self._config.max_resident):
             self._reporter.deviation(state.attempt, DeviationReason.NO_SLOT)
-            self._abort(state)
+            self._legs.abort(state)
 
-    def _hold(self, wanted: Sequence[Attempt], room: int) -> None:
-        assert self._holder is not None
+    def _hold(self, holder: Holder, wanted: Sequence[Attempt], room: int) -> None:
         order = []
         for attempt in wanted:
             state = self.legs.get(attempt.key)
             if state is not None and state.aborted_s is None:
                 limit = attempt.token_limit - state.base if attempt.token_limit and not attempt.pinned else 0
                 order.append((state.leg.engine_id, limit))
-        self._holder.post(order, room)
+        holder.post(order, room)
 
     def _admit(self, wanted: Sequence[Attempt], places: int) -> None:
         """Submit who is wanted and not there, in order, while there is room: nobody overtakes for want of memory."""
+        entering = [(rank, attempt) for rank, attempt in enumerate(wanted) if attempt.key not in self.legs]
+        if not entering:
+            return
         reserved = sum(
             self._blocks(len(s.attempt.prompt_ids) + s.base + s.max_tokens) for s in self.legs.values()
         )
         crowded = len(self._order) > len(wanted)
-        for rank, attempt in enumerate(wanted):
-            if attempt.key in self.legs:
-                continue
+        for rank, attempt in entering:
             if len(self.legs) >= places or self._queued > self._config.max_queued:
                 return
             tokens = self._reserve.tokens(attempt)
@@ -303,198 +281,40 @@ class FrameLoop:
             if self.legs and reserved + needed > self._blocks(self._config.kv_capacity_tokens):
                 return
             reserved += needed
-            self._submit(attempt, tokens, 1.0 - rank / (len(wanted) + 1), crowded=crowded)
+            self._legs.submit(attempt, tokens, 1.0 - rank / (len(wanted) + 1), crowded=crowded)
 
     def _blocks(self, tokens: int) -> int:
-        return -(-tokens // max(self._facts.tokens_per_block, 1))
-
-    def _submit(self, attempt: Attempt, tokens: int, priority: float, *, crowded: bool) -> None:
-        request = LegRequest(
-            request_id=f"{attempt.spec.request_id}-{attempt.key}-{attempt.legs}",
-            ids=attempt.ids(),
-            prompt_tokens=len(attempt.prompt_ids),
-            max_tokens=tokens,
-            sampling=sampling_of_leg(attempt),
-            cache_salt=attempt.spec.cache_salt,
-            adapter=attempt.spec.adapter,
-            priority=priority,
-            # Where more wait than run, whoever runs may be taken out.
-            expected_back=crowded or ends_early(attempt, tokens),
-        )
-        try:
-            leg = self._backend.submit(request)
-        except LegRefused as error:
-            self._counters["refused"] += 1
-            self._bury(attempt, EndReason.FAILED, error.reason, error.message, retryable=error.retryable)
-            return
-        except BackendGone as error:
-            self.die(str(error))
-            return
-        if attempt.legs:
-            self._counters["resumes"] += 1
-        elif attempt.count:
-            self._counters["replays"] += 1
-        attempt.legs += 1
-        if not self.legs:
-            self.progress_s = self._loop.time()
-        state = LegState(attempt, leg, attempt.count, tokens, self._loop.time())
-        self._set_cached(attempt, 0)
-        attempt.leg = self.legs[attempt.key] = state
-        self._spawn(self._follow(state), f"leg-{attempt.key}")
-
-    def _abort(self, state: LegState) -> None:
-        if state.aborted_s is None:
-            state.aborted_s = self._loop.time()
-            state.leg.abort()
+        return -(-tokens // self._block_tokens)
 
     def _evict(self, attempt: Attempt) -> None:
         state = self.legs.get(attempt.key)
+        self._book.set_cached(attempt, 0)
         if state is not None:
-            self._soon(lambda: self._abort(state))
-        self._set_cached(attempt, 0)
-        if state is None and attempt.state is AttemptState.PAUSED:
-            self._set_state(attempt, AttemptState.EVICTED)
-        elif state is not None:
-            state.attempt.state = AttemptState.EVICTED
-
-    async def _follow(self, state: LegState) -> None:
-        """Read one leg to its end."""
-        try:
-            async for item in state.leg:
-                with self._lock:
-                    self._take(state, item)
-                    if item.end is not None:
-                        self._over(state, item)
-                        return
-            raise LegFailed("the stream ended without an end")
-        except LegFailed as error:
-            with self._lock:
-                self._leg_failed(state, str(error), final=error.final)
-
-    def _take(self, state: LegState, item: LegItem) -> None:
-        attempt = state.attempt
-        self.progress_s = self._loop.time()
-        if not self.alive or attempt.ended is not None:
-            return
-        going = attempt.reason is None
-        for token in item.ids:
-            going = going and attempt.append(token)
-        if item.end is LegEnd.STOP and going:
-            # The token that ended it is not always among its ids.
-            going = attempt.append(self._eos_token_id if item.stop_id is None else item.stop_id)
-        if attempt.count > attempt.published:
-            self._reporter.tokens(attempt)
-            self.flush_soon()
-        if not going and item.end is None:
-            self._abort(state)
-        elif self._holder is not None and not attempt.runnable():
-            # At its credit: it stays in the engine and makes room.
-            self.touch()
-
-    def _over(self, state: LegState, item: LegItem) -> None:
-        """The engine holds nothing of this leg any more."""
-        attempt = state.attempt
-        del self.legs[attempt.key]
-        attempt.leg = None
-        self._failures.pop(attempt.key, None)
-        if attempt.ended is not None or not self.alive:
-            self.touch()
-            return
-        evicted = attempt.state is AttemptState.EVICTED
-        size = self._facts.tokens_per_block
-        self._set_cached(attempt, 0 if evicted or not size else (attempt.known_tokens - 1) // size * size)
-        if attempt.reason is not None:
-            self._bury(attempt, attempt.reason)
-        elif attempt.cancelled:
-            self._bury(attempt, EndReason.CANCELLED)
-        elif item.end is LegEnd.STOP:
-            self._bury(attempt, EndReason.STOP)
-        else:
-            attempt.state = AttemptState.EVICTED if evicted else AttemptState.PAUSED
-            self._reporter.moved(attempt)
-        self.touch()
-
-    def _leg_failed(self, state: LegState, message: str, *, final: bool) -> None:
-        """A request broke off in the engine: it goes on as a new one, a few times."""
-        attempt = state.attempt
-        self.legs.pop(attempt.key, None)
-        attempt.leg = None
-        if attempt.ended is None and self.alive:
-            self._counters["leg_failures"] += 1
-            self._failures[attempt.key] += 1
-            _log.warning("attempt %d broke off in the engine: %s", attempt.key, message)
-            if attempt.reason is not None:
-                self._bury(attempt, attempt.reason)
-            elif attempt.cancelled:
-                self._bury(attempt, EndReason.CANCELLED)
-            elif final or self._failures[attempt.key] >= _MAX_LEG_FAILURES:
-                reason = "ENGINE_REFUSED" if final else "ENGINE_ERROR"
-                self._bury(attempt, EndReason.FAILED, reason, message, retryable=not final)
-            else:
-                self._set_state(attempt, AttemptState.EVICTED)
-        self.touch()
+            attempt.state = AttemptState.EVICTED
+            self._legs.abort_soon(state)
+        elif attempt.state is AttemptState.PAUSED:
+            self._book.set_state(attempt, AttemptState.EVICTED)
 
     async def _read_rows(self) -> None:
         async for row in self._backend.rows():
             with self._lock:
                 self._iterations += 1
                 queued, self._queued = self._queued, row.queued
-                self.progress_s = self._loop.time()
+                self._legs.moved = True
                 self._reporter.row(row)
                 self.flush_soon()
                 if queued > self._config.max_queued >= row.queued:
                     self.touch()
 
-    # --- small things ----------------------------------------------------------------------------------------
+    def _task_failed(self, error: BaseException) -> None:
+        with self._lock:
+            self.die(f"{type(error).__name__}: {error}")
 
-    def _bury(self, attempt: Attempt, reason: EndReason, error_reason: str = "", message: str = "",
-              *, retryable: bool = False) -> None:  # fmt: skip
-        if attempt.ended is not None:
-            return
-        self._set_cached(attempt, 0)
-        ended = attempt.end(
-            reason, self._table.now_s(), error_reason=error_reason, message=message, retryable=retryable
-        )
-        self._failures.pop(attempt.key, None)
-        if attempt.count > attempt.published:
-            self._reporter.tokens(attempt)
-        self._reporter.ended(ended)
-        self._table.bury(ended)
-        self.flush_soon()
-        self._lock.notify_all()
-
-    def _set_cached(self, attempt: Attempt, tokens: int) -> None:
-        self._cached_tokens += tokens - attempt.cached_tokens
-        attempt.cached_tokens = tokens
-
-    def _set_state(self, attempt: Attempt, state: AttemptState) -> None:
-        if attempt.state is not state and attempt.ended is None:
-            attempt.state = state
-            self._reporter.moved(attempt)
-
-    def _soon(self, call: Callable[[], None]) -> None:
-        if self._loop.is_closed():
-            return
-        if threading.get_ident() == self._thread:
-            self._loop.call_soon(call)
-        else:
-            self._loop.call_soon_threadsafe(call)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a task of the agent has failed", exc_info=error)
-            with self._lock:
-                self.die(f"{type(error).__name__}: {error}")
-
-    def _stop_tasks(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for task in self._tasks:
-            task.cancel()
+
+    def _stop_tasks(self) -> None:
+        self._stop_timer()
+        self.tasks.cancel()

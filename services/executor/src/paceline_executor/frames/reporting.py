@@ -29,7 +29,7 @@ def pack(rows: Iterable[tuple[Attempt, int, int]]) -> TokenColumns:
     counts: list[int] = []
     ids: list[int] = []
     lengths: list[int] = []
-    texts: list[bytes] = []
+    texts: list[bytearray] = []
     for attempt, first, last in rows:
         if last <= first:
             continue
@@ -39,9 +39,10 @@ def pack(rows: Iterable[tuple[Attempt, int, int]]) -> TokenColumns:
         ids.extend(attempt.output_ids[first:last])
         row_lengths = attempt.lengths[first:last]
         lengths.extend(row_lengths)
-        after = sum(attempt.lengths[last:])
-        end = len(attempt.text) - after
-        texts.append(bytes(attempt.text[end - sum(row_lengths) : end]))
+        end = len(attempt.text)
+        if last < len(attempt.lengths):
+            end -= sum(attempt.lengths[last:])
+        texts.append(attempt.text[end - sum(row_lengths) : end])
     return TokenColumns(
         np.array(keys, np.uint64),
         np.array(firsts, np.uint32),

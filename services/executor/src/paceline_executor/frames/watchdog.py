@@ -1,7 +1,7 @@
 """Looks after an engine whose own health check has been seen to lie: progress and promised ends count, not words."""
 
 import asyncio
-import threading
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from paceline_executor.frames.backend import Backend
@@ -21,7 +21,9 @@ class Watched(Protocol):
         """Take the engine out."""
 
 
-async def watch(frames: Watched, backend: Backend, lock: threading.Condition, interval_s: float) -> None:
+async def watch(
+    frames: Watched, backend: Backend, lock: AbstractContextManager[bool], interval_s: float
+) -> None:
     """Look every `interval_s` until the engine is out."""
     loop = asyncio.get_running_loop()
     while frames.alive:

@@ -13,10 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-
-import gguf
 
 from paceline_executor.llamacpp.requantize import requantize_q8_0
 
@@ -30,17 +27,6 @@ _DOWNLOAD_TIMEOUT_S = 900.0
 
 class ModelFetchError(RuntimeError):
     """The model cannot be had; the message says what failed and what to do."""
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a GGUF file says about how to talk to the model."""
-
-    path: Path
-    name: str
-    context_tokens: int
-    chat_template: str
-    end_token_ids: tuple[int, ...]
 
 
 def cache_folder() -> Path:
@@ -65,25 +51,6 @@ def fetch_model(say: Callable[[str], None] = lambda line: None) -> Path:
     except OSError as error:
         raise ModelFetchError(f"cannot write the model under {folder}: {error}") from error
     return model
-
-
-def read_card(path: Path) -> ModelCard:
-    """Chat template and ids that end a turn, from a GGUF file's metadata."""
-    reader = gguf.GGUFReader(path)
-
-    def value(key: str) -> object:
-        field = reader.fields.get(key)
-        return None if field is None else field.contents()
-
-    ends = {value(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
-    context_tokens = value(f"{value('general.architecture')}.context_length")
-    return ModelCard(
-        path=path,
-        name=str(value("general.name") or path.stem),
-        context_tokens=context_tokens if isinstance(context_tokens, int) else 0,
-        chat_template=str(value("tokenizer.chat_template") or ""),
-        end_token_ids=tuple(sorted(token for token in ends if isinstance(token, int))),
-    )
 
 
 @contextmanager

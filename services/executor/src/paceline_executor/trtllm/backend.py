@@ -145,7 +145,10 @@ class TrtllmLeg:
 
     def __init__(self, result: Any) -> None:
         self._result = result
+        # Not a generator around it: that would be one more frame for every token.
+        self._advance = result.__anext__
         self._cursor = 0
+        self._over = False
 
     @property
     def engine_id(self) -> int:
@@ -161,23 +164,24 @@ class TrtllmLeg:
         """Enqueue a cancel."""
         self._result.abort()
 
-    async def __aiter__(self) -> AsyncIterator[LegItem]:
+    def __aiter__(self) -> "TrtllmLeg":
+        return self
+
+    async def __anext__(self) -> LegItem:
+        if self._over:
+            raise StopAsyncIteration
         try:
-            async for _ in self._result:
-                item = self._item()
-                yield item
-                if item.end is not None:
-                    return
+            await self._advance()
         except (RuntimeError, ValueError) as error:
             raise LegFailed(str(error)) from error
-
-    def _item(self) -> LegItem:
         output = self._result.outputs[0]
         # Never `token_ids_diff`; and the list may have got shorter by a stop token that was taken back.
-        ids = output.token_ids[self._cursor :]
-        self._cursor = max(self._cursor, len(output.token_ids))
-        if not self._result.finished and output.finish_reason is None:
+        known = output.token_ids
+        ids = known[self._cursor :]
+        self._cursor = max(self._cursor, len(known))
+        if output.finish_reason is None and not self._result.finished:
             return LegItem(ids)
+        self._over = True
         reason = output.stop_reason
         return LegItem(
             ids,

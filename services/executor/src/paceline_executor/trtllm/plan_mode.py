@@ -27,22 +27,29 @@ class PlanMailbox:
     """The newest plan, written by the agent, read by the executor's thread. Replaced whole, never changed."""
 
     def __init__(self) -> None:
-        self._newest: tuple[dict[int, tuple[int, int]], int] = ({}, 0)
+        self._newest: tuple[dict[int, tuple[int, int]], int, bool] = ({}, 0, False)
         self.on_post: Callable[[], None] | None = None
         """Called when something may have become runnable."""
 
     def post(self, order: Sequence[tuple[int, int]], max_batch: int) -> None:
         """(engine id, most tokens it may make, 0 for no bound) in order; the first `max_batch` run."""
         ranks = {client_id: (rank, limit) for rank, (client_id, limit) in enumerate(order)}
-        if (ranks, max_batch) != self._newest:
-            self._newest = (ranks, max_batch)
+        newest = (ranks, max_batch, any(limit for _, limit in order))
+        if newest != self._newest:
+            self._newest = newest
             if self.on_post is not None:
                 self.on_post()
 
     def allowed(self, requests: Sequence[Any]) -> list[Any]:
         """Of these requests those that may run now, in the engine's own order; the others lose their batch index."""
-        ranks, max_batch = self._newest
-        able = [request for request in requests if _within_limit(request, ranks)]
+        ranks, max_batch, bounded = self._newest
+        if bounded:
+            able = [request for request in requests if _within_limit(request, ranks)]
+        else:
+            able = [request for request in requests if request.py_client_id in ranks]
+        if len(able) == len(requests) <= max_batch:
+            # The common case, in every iteration of the engine.
+            return able
         if len(able) > max_batch:
             able = sorted(able, key=lambda request: ranks[request.py_client_id][0])[:max_batch]
         chosen = {id(request) for request in able}
