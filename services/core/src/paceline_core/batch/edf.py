@@ -42,7 +42,7 @@ class Edf:
     def plan(self, view: BatchView, now_ms: float) -> BatchPlan:
         rows = view.runnable_rows()
         due = deadlines_ms(view)
-        order = first_by(view, rows, due[rows], list_length(view))
+        order = first_by(view, rows, due, list_length(view))
         return BatchPlan(
             order=order,
             scores=due[order],

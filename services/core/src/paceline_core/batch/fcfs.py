@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from paceline_core.batch.plan import UNLIMITED_TOKENS, BatchPlan, PlanReason
 from paceline_core.batch.policy import EstimateUse
 from paceline_core.batch.ranking import first_by, list_length
@@ -15,7 +13,7 @@ def arrival_order(view: BatchView) -> IntArray:
     """Runnable rows by priority (higher first), then arrival, then row id (so that ties are stable); as many as a list
     takes."""
     rows = view.runnable_rows()
-    return first_by(view, rows, view.arrival_ms[rows], list_length(view))
+    return first_by(view, rows, view.arrival_ms, list_length(view))
 
 
 @dataclass(frozen=True, slots=True)

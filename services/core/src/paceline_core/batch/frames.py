@@ -109,7 +109,7 @@ def fill(view: BatchView, rows: IntArray, stays: BoolArray, waiting: Waiting) ->
     has = stays[rows]
     kept = rows[has]
     if len(kept) > slots:
-        kept = leading(kept, (view.arrival_ms[kept], view.row_id[kept]), slots)
+        kept = leading(kept, (view.arrival_ms, view.row_id), slots)
     return np.concatenate([kept, waiting.choose(rows[~has], slots - len(kept))])
 
 
@@ -118,12 +118,12 @@ def listed(view: BatchView, rows: IntArray, chosen: IntArray, waiting: Waiting, 
     when the others begin; `left_steps`: to the end of the frame."""
     begun = decodes(view, chosen) | in_slot(view)[chosen]
     kept, fresh = chosen[begun], chosen[~begun]
-    kept = leading(kept, (view.arrival_ms[kept], view.row_id[kept]), len(kept))
-    fresh = leading(fresh, [key[fresh] for key in waiting.keys], len(fresh))
+    kept = leading(kept, (view.arrival_ms, view.row_id), len(kept))
+    fresh = leading(fresh, waiting.keys, len(fresh))
     out = np.ones(len(view), dtype=bool)
     out[chosen] = False
     others = rows[out[rows]]
-    rest = leading(others, [key[others] for key in waiting.keys], list_length(view) - len(chosen))
+    rest = leading(others, waiting.keys, list_length(view) - len(chosen))
     holds = left_steps
     if len(fresh) and len(others):
         out[fresh] = True  # would the same be chosen once `kept` runs?

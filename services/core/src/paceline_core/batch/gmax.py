@@ -152,10 +152,8 @@ class Gmax:
         new = wanted[~has[wanted]]
         stay = wanted[has[wanted]]
         # The dearest newcomers take the free slots; each other one the slot of the cheapest that is left.
-        new = leading(new, (-priority[new], view.arrival_ms[new], view.row_id[new]), len(new))
-        victims = leading(
-            victims, (priority[victims], -view.arrival_ms[victims], view.row_id[victims]), len(victims)
-        )
+        new = leading(new, (-priority, view.arrival_ms, view.row_id), len(new))
+        victims = leading(victims, (priority, -view.arrival_ms, view.row_id), len(victims))
         victims = victims[
             max(0, len(stay) + len(victims) - slots) :
         ]  # an engine that runs more than its limit
@@ -194,7 +192,7 @@ class GmaxNoGrouping(Gmax):
     name: ClassVar[str] = "gmax-no-grouping"
 
     def _choose(self, view: BatchView, priority: FloatArray, rows: IntArray, slots: int) -> IntArray:
-        return leading(rows, (-priority[rows], view.arrival_ms[rows], view.row_id[rows]), max(slots, 0))
+        return leading(rows, (-priority, view.arrival_ms, view.row_id), max(slots, 0))
 
 
 @dataclass(frozen=True, slots=True)

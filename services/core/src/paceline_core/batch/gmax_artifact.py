@@ -53,7 +53,7 @@ class GmaxArtifact:
         scored_ms = np.floor(now_ms / frame_ms) * frame_ms
         density = self._density(view, v_ms, scored_ms)
         keys = (-density, view.arrival_ms, view.row_id)
-        waiting = Waiting(keys, lambda some, slots: leading(some, [key[some] for key in keys], slots))
+        waiting = Waiting(keys, lambda some, slots: leading(some, keys, slots))
         rows = shortlist(view, rows, density)
         chosen = fill(view, rows, in_slot(view), waiting)
         if at_frame_end(view, self.frame_steps):
@@ -93,7 +93,7 @@ class GmaxArtifact:
         out[chosen] = False
         others = np.flatnonzero(out)
         swaps = min(self.swaps, len(others), len(chosen))
-        best = leading(others, (-density[others], view.arrival_ms[others], view.row_id[others]), swaps)
-        least = leading(chosen, (density[chosen], -view.arrival_ms[chosen], view.row_id[chosen]), swaps)
+        best = leading(others, (-density, view.arrival_ms, view.row_id), swaps)
+        least = leading(chosen, (density, -view.arrival_ms, view.row_id), swaps)
         better = density[best] > density[least]
         return np.concatenate([chosen[~np.isin(chosen, least[better])], best[better]])

@@ -40,8 +40,8 @@ class Triage:
         stays[self.shed] = False
         hopeful, lost = np.flatnonzero(stays & ~self.lost), np.flatnonzero(stays & self.lost)
         room = list_length(view)
-        head = first_by(view, hopeful, key[hopeful], room)
-        tail = first_by(view, lost, key[lost], room - len(head))
+        head = first_by(view, hopeful, key, room)
+        tail = first_by(view, lost, key, room - len(head))
         return np.concatenate([head, tail]), len(head)
 
     def steps(self, view: BatchView, head: IntArray, prefill_tokens: int) -> int:

@@ -28,7 +28,7 @@ class Las:
         rows = view.runnable_rows()
         bucket = max(1, self.bucket_tokens)
         level = view.generated // bucket
-        order = first_by(view, rows, level[rows], list_length(view))
+        order = first_by(view, rows, level, list_length(view))
         head = order[: view.capacity.max_batch]
         decoding = head[decodes(view, head)]
         to_next = bucket - view.generated[decoding] % bucket

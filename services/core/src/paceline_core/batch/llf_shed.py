@@ -53,7 +53,7 @@ class LlfShed:
         keys = (sorted_out.lost, urgent, laxity, view.arrival_ms, view.row_id)
         if not urgent.any():
             rows = shortlist(view, rows, np.where(sorted_out.lost, -np.inf, -laxity))
-        waiting = Waiting(keys, lambda some, slots: leading(some, [key[some] for key in keys], slots))
+        waiting = Waiting(keys, lambda some, slots: leading(some, keys, slots))
         if at_frame_end(view, self.frame_steps):
             chosen = waiting.choose(rows, view.capacity.max_batch)
         else:

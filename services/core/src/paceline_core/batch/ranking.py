@@ -18,32 +18,29 @@ def list_length(view: BatchView) -> int:
 
 
 def leading(rows: IntArray, keys: Sequence[NDArray[Any]], count: int) -> IntArray:
-    """[min(count, R)] Those of `rows` [R] that come first by `keys` (each [R], the weightiest first), in their order.
+    """[min(count, R)] Those of `rows` [R] that come first by `keys` (columns [N], the weightiest first), in their order.
 
-    The last key must tell all rows apart, then the answer does not depend on the order of `rows`. Only what is in the
-    answer is sorted.
+    The last key must tell all rows apart, then the answer does not depend on the order of `rows`. A key is read for
+    those rows only that the keys before it leave equal, and only what is in the answer is sorted.
     """
-    pool = np.arange(len(rows))
-    need = min(count, len(rows))
-    taken = []
+    taken, pool, need = [], rows, min(max(count, 0), len(rows))
     for key in keys:
-        if len(pool) == need:
+        if len(pool) == need or not need:
             break
         values = key[pool]
-        last = np.partition(values, need - 1)[need - 1] if need else values.min()
+        last = np.partition(values, need - 1)[need - 1]
         before = pool[values < last]
         taken.append(before)
         need -= len(before)
         pool = pool[values == last]
-    taken.append(pool[:need])
-    picked = np.concatenate(taken)
-    return np.asarray(rows[picked[np.lexsort([key[picked] for key in reversed(keys)])]])
+    picked = np.concatenate([*taken, pool[:need]]) if taken else pool[:need]
+    return np.asarray(picked[np.lexsort([key[picked] for key in reversed(keys)])])
 
 
 def first_by(view: BatchView, rows: IntArray, key: NDArray[Any], count: int) -> IntArray:
-    """[min(count, R)] Those of `rows` with the highest priority of their client, then the smallest `key` [R], then the
+    """[min(count, R)] Those of `rows` with the highest priority of their client, then the smallest `key` [N], then the
     earliest arrival."""
-    keys = [key, view.arrival_ms[rows], view.row_id[rows]]
+    keys = [key, view.arrival_ms, view.row_id]
     if view.priority.any():
-        keys.insert(0, -view.priority[rows].astype(np.int64))
+        keys.insert(0, -view.priority.astype(np.int64))
     return leading(rows, keys, count)

@@ -43,7 +43,7 @@ class Sjf:
         keys = (-view.priority.astype(np.int64), left, view.arrival_ms, view.row_id)
         if not view.priority.any():
             rows = shortlist(view, rows, -left)
-        waiting = Waiting(keys, lambda some, slots: leading(some, [key[some] for key in keys], slots))
+        waiting = Waiting(keys, lambda some, slots: leading(some, keys, slots))
         if at_frame_end(view, self.frame_steps):
             chosen = waiting.choose(rows, view.capacity.max_batch)
         else:

@@ -48,9 +48,9 @@ class SlosServe:
         v_ms = full_step_ms(view)
         prompt_ms = prefill_ms(view)
         due = _prefill_due_ms(view, v_ms)
-        kept = first_by(view, kept, view.arrival_ms[kept], room)
-        waiting = first_by(view, waiting, due[waiting], room - len(kept))
-        behind = first_by(view, behind, view.arrival_ms[behind], room - len(kept) - len(waiting))
+        kept = first_by(view, kept, view.arrival_ms, room)
+        waiting = first_by(view, waiting, due, room - len(kept))
+        behind = first_by(view, behind, view.arrival_ms, room - len(kept) - len(waiting))
         free = view.capacity.max_batch - len(kept)
         admitted, holds = waiting[:0], UNTIL_EVENT
         if 0 < free < len(waiting):  # else there is nothing to choose

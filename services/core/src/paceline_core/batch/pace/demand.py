@@ -32,9 +32,11 @@ class Demand:
     owner: IntArray
     """[E] Whose piece it is, an index into the requests 0..M-1."""
 
-    def sorted(self) -> "Demand":
-        """By due time."""
-        order = np.argsort(self.due_ms, kind="stable")
+    def sorted(self, kept: BoolArray) -> "Demand":
+        """By due time, without the pieces that add nothing to what the requests `kept` [M] ask for."""
+        counts = kept[self.owner] & ((self.cost_ms > 0.0) | (self.variance > 0.0))
+        some = np.flatnonzero(counts)
+        order = some[np.argsort(self.due_ms[some], kind="stable")]
         return Demand(self.due_ms[order], self.cost_ms[order], self.variance[order], self.owner[order])
 
 
@@ -48,14 +50,14 @@ def overload_ms(demand: Demand, kept: BoolArray, z: float) -> FloatArray:
 
 def fits(demand: Demand, kept: BoolArray, z: float = 0.0) -> bool:
     """True if nothing speaks against serving the requests `kept` [M] together."""
-    return bool((overload_ms(demand.sorted(), kept, z) <= 1e-6).all())
+    return bool((overload_ms(demand.sorted(kept), kept, z) <= 1e-6).all())
 
 
 def admit(demand: Demand, density: FloatArray, z: float) -> BoolArray:
     """[M] True for those to serve. Where too much is due, the requests of least density [M] that have a part in it are
     left out; those of density 0 always are."""
     kept = density > 0.0
-    pieces = demand.sorted()
+    pieces = demand.sorted(kept)
     ascending = np.argsort(density, kind="stable")
     count = len(density)
     for _ in range(_ROUNDS):

@@ -40,7 +40,8 @@ def in_order(
         left[gone] = False
     has = view.kv_tokens > 0
     resident, others = np.flatnonzero(left & has), np.flatnonzero(left & ~has)
+    keys = (due, view.row_id)
     room = max(0, list_length(view) - len(head))
-    resident = leading(resident, (due[resident], view.row_id[resident]), room)
-    others = leading(others, (due[others], view.row_id[others]), room - len(resident))
+    resident = leading(resident, keys, room)
+    others = leading(others, keys, room - len(resident))
     return np.concatenate([head[np.argsort(view.row_id[head])], resident, others])

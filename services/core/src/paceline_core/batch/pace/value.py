@@ -50,9 +50,14 @@ def tokens_possible(needs: Needs, pace: Pace) -> FloatArray:
 
 def chance(view: BatchView, needs: Needs, possible: FloatArray) -> FloatArray:
     """[M] P(meet), from the length distribution, for deadlines and tasks; 1 for others."""
-    rows = needs.row
-    p = view.lengths.p_within(view.row_id[rows], view.generated[rows], possible.astype(np.int64))
-    return np.asarray(np.where(needs.bounded, np.where(possible < 1.0, 0.0, p), 1.0))
+    p = np.ones(len(needs.row))
+    p[needs.bounded] = 0.0
+    open_ = np.flatnonzero(needs.bounded & (possible >= 1.0))
+    rows = needs.row[open_]
+    p[open_] = view.lengths.p_within(
+        view.row_id[rows], view.generated[rows], possible[open_].astype(np.int64)
+    )
+    return p
 
 
 def tokens_in_time(needs: Needs, pace: Pace) -> FloatArray:
