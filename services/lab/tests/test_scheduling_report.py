@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from paceline_lab.report.experiments import Experiment, Variant, experiments
+from paceline_lab.report.experiment import Experiment, Variant
+from paceline_lab.report.experiments import experiments
 from paceline_lab.report.running import Cache, Runner, Scale
 from paceline_lab.report.scheduling import introduction, write_report
 

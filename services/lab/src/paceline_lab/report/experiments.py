@@ -1,45 +1,13 @@
 """The experiments of the scheduling report: JITServe's tables point by point, beside what was published."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
+from paceline_lab.report.experiment import BASE, Experiment, Variant
 from paceline_lab.sim.cell import WorkloadSpec
 from paceline_lab.sim.estimates import LengthSpec
 
-ENGINE: Final = "a100-80-8b"
-BASE: Final = "sarathi"
 SERIES: Final = ("fcfs", "sarathi", "edf", "gmax", "pace", "oracle")
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One point of an experiment, besides its policies and seeds. `load` is a multiple of the knee of sarathi under the
-    unchanged workload on the same engines with the same batch limit."""
-
-    label: str
-    load: float = 1.5
-    batch: int = 32
-    engines: int = 1
-    workload: WorkloadSpec = field(default_factory=WorkloadSpec)
-    lengths: LengthSpec = field(default_factory=LengthSpec)
-    placement: str = ""
-    published: Mapping[str, str] = field(default_factory=dict)
-    """What the paper says of a policy here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """One table of the report."""
-
-    name: str
-    title: str
-    text: str
-    policies: tuple[str, ...]
-    variants: tuple[Variant, ...]
-    seeds: int = 5
-    plot: bool = False
-    """Draw goodput over the variants."""
 
 
 def experiments() -> tuple[Experiment, ...]:

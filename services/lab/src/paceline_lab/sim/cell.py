@@ -118,6 +118,7 @@ def _workload(spec: WorkloadSpec, rate_per_s: float, duration_s: float, seed: in
     return spec.make(rate_per_s, duration_s, seed)
 
 
+@lru_cache(maxsize=16)
 def longest_budget_s(workload: WorkloadSpec) -> float:
     """The longest time to the last token's due, of a whole task too, that 99 in 100 jobs stay within."""
     budgets = sorted(

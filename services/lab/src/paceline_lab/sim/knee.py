@@ -41,7 +41,7 @@ def find_knee(
 ) -> Knee:
     """By bisection, to a share of `tolerance`. Deterministic: one seed of its own."""
     sample = workload.training()
-    capacity = sum(_jobs_per_s(engine, sample) for engine in engines)
+    capacity = sum(jobs_per_s(engine, sample) for engine in engines)
     output_per_job = sum(job.output_tokens for job in sample.jobs) / len(sample.jobs)
     budget_s = longest_budget_s(workload)
 
@@ -73,7 +73,7 @@ def find_knee(
     return Knee(low, capacity, low_attainment)
 
 
-def _jobs_per_s(engine: EngineSpec, sample: Workload) -> float:
+def jobs_per_s(engine: EngineSpec, sample: Workload) -> float:
     """Rate at which mean jobs take all of an engine's time with full batches, by its linear profile."""
     model = engine.profile.model
     calls = [call for job in sample.jobs for call in job.calls]
