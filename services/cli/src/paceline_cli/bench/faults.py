@@ -1,18 +1,21 @@
 """`paceline bench faults`: a private stack whose processes are killed while clients stream."""
 
+import asyncio
 import contextlib
 import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from paceline_cli.bench.databases import open_database
 from paceline_cli.stack.child import Child
-from paceline_cli.stack.private import private_stack
-from paceline_cli.stack.run import RunningStack
+from paceline_cli.stack.layout import draw_addresses, lay_out
+from paceline_cli.stack.run import StackPlan, prepare
+from paceline_cli.stack.statefile import StateDir
+from paceline_cli.stack.supervisor import Supervisor
 from paceline_lab.bench.faults.plan import FaultPlan
 from paceline_lab.bench.faults.run import Line, Progress, bench_faults
 from paceline_lab.machine import describe_machine
@@ -42,20 +45,24 @@ async def run_faults(
     engines: int,
     store: str,
     model: str,
+    predictor: bool = True,
     overrides: tuple[str, ...],
     say: Callable[[str], None],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Start, break, count, end. `model`: `simulated`, `tiny` (the real engine with a random model) or a GGUF file."""
+    """Start, break, count, end. `model`: `simulated`, `tiny` (the real engine with a random model) or a GGUF file.
+
+    `predictor`: there is one, to be killed too.
+    """
     own_model = {"simulated": _SIMULATED, "tiny": _TINY}.get(model, (f"executor.model_path={model}",))
     router_id = f"faults-{uuid.uuid4().hex[:12]}"
     with tempfile.TemporaryDirectory(prefix="paceline-faults-", ignore_cleanup_errors=True) as folder:
         async with open_database(store, Path(folder), router_id) as database:
             sets = (f"up.engines={engines}", f"store.url={database.url}", f"router.router_id={router_id}")
-            async with private_stack(overrides=(*sets, *_OWN, *own_model, *overrides)) as stack:
-                parts = StackParts(stack)
-                line = Line(parts, parts.schedulers(), database)
-                result = await bench_faults(plan, line, say, progress)
+            overrides = ("up.ports=auto", *sets, *_OWN, *own_model, *overrides)
+            stack = StackPlan(Path(folder) / "stack", overrides=overrides)
+            async with _running_line(stack, predictor) as parts:
+                result = await bench_faults(plan, Line(parts, parts.schedulers(), database), say, progress)
     return {
         "benchmark": "faults",
         "model": model,
@@ -65,13 +72,35 @@ async def run_faults(
     }
 
 
-class StackParts:
-    """The processes of a private stack, to be killed by name. Their supervisor starts them again."""
+@contextlib.asynccontextmanager
+async def _running_line(plan: StackPlan, predictor: bool) -> AsyncIterator["StackParts"]:
+    """A stack without what no client here uses. It may not serve yet: the benchmark waits for it."""
+    state = StateDir(plan.state_dir)
+    state.acquire()
+    tree, up, path = prepare(plan)
+    addresses = draw_addresses(up)
+    layout = lay_out(up, addresses, state, path, backend=str(tree["executor"]["backend"]))
+    left_out = {"gateway"} if predictor else {"gateway", "predictor"}
+    specs = [spec for spec in layout.children if spec.name not in left_out]
+    supervisor = Supervisor(specs, up, state, gateway="", router=addresses.router, model="")
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.run(), name="supervisor")
+            try:
+                yield StackParts(supervisor, addresses.router)
+            finally:
+                supervisor.stop()
+    finally:
+        state.release()
 
-    def __init__(self, stack: RunningStack) -> None:
-        self._children: dict[str, Child] = {child.spec.name: child for child in stack.supervisor.children}
-        self._all_ready = stack.supervisor.all_ready
-        self.router = stack.addresses.router
+
+class StackParts:
+    """The processes of a stack, to be killed by name. Their supervisor starts them again."""
+
+    def __init__(self, supervisor: Supervisor, router: str) -> None:
+        self._children: dict[str, Child] = {child.spec.name: child for child in supervisor.children}
+        self._all_ready = supervisor.all_ready
+        self.router = router
         self.engines = tuple(
             name.removeprefix("executor-") for name in self._children if name.startswith("executor-")
         )

@@ -1,8 +1,8 @@
 """A PostgreSQL server out of a wheel, in a process of its own: `python -m paceline_cli.bench.postgres_host FOLDER`.
 
 Starting it means to fork, which a process with gRPC threads cannot do safely. It prints the folder of its socket once
-the server runs; then each line `down` or `up` on standard input stops or starts the server, answered by `ok`. At the end
-of the input the server is stopped.
+the server runs; then each line `down` or `up` on standard input stops or starts the server, answered by `ok`. When the
+input ends, so does the server.
 """
 
 import sys
