@@ -19,6 +19,7 @@ from paceline_cli.commands import (
     report,
     request,
     status,
+    store,
     train,
     up,
     validate,
@@ -41,6 +42,7 @@ app.command()(request.explain)
 app.command()(drain.drain)
 app.add_typer(doctor.app, name="doctor")
 app.add_typer(config.app, name="config")
+app.add_typer(store.app, name="store")
 app.command()(live.live)
 app.command()(replay.replay)
 app.command()(compare.compare)

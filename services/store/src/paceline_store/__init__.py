@@ -5,6 +5,7 @@ Where to look: `store` (open, read, leases), `write_behind` (group commit off th
 """
 
 from paceline_store.errors import Fenced, LeaseHeld, SchemaMismatch, StoreRejected, StoreUnavailable
+from paceline_store.pruning import LedgerSize
 from paceline_store.rows import (
     AttemptRow,
     CheckpointRow,
@@ -33,6 +34,7 @@ __all__ = [
     "Fenced",
     "Lease",
     "LeaseHeld",
+    "LedgerSize",
     "ListedRequest",
     "OutcomeRow",
     "RequestChange",

@@ -8,8 +8,9 @@ from sqlalchemy import delete, select
 
 from paceline_runtime.telemetry.setup import Telemetry
 from paceline_runtime.telemetry.sql import trace_statements
-from paceline_store import leases, migrate, reading
+from paceline_store import leases, migrate, pruning, reading
 from paceline_store.database import Database
+from paceline_store.pruning import LedgerSize
 from paceline_store.rows import Lease, ListedRequest, Row, StoredRequest, StoredTask
 from paceline_store.statements import upsert
 from paceline_store.tables import (
@@ -145,6 +146,16 @@ class Store:
                 delete(engines).where(engines.c.lost_unix_ms < ended_before_unix_ms)
             )
         return len(ids) + len(task_ids) + lost.rowcount
+
+    async def ended_size(self, before_unix_ms: int | None = None) -> LedgerSize:
+        """How much has ended (before a time): what `prune` would delete."""
+        async with self._database.reading() as connection:
+            return await pruning.ended_size(connection, before_unix_ms)
+
+    async def ended_before_for(self, max_bytes: int) -> int:
+        """The time (Unix ms) to `prune` by so that requests and their tokens fit into `max_bytes`; 0: they do."""
+        async with self._database.reading() as connection:
+            return await pruning.ended_before_for(connection, max_bytes)
 
     async def _prepare(self) -> None:
         """What `open` would have done, had the database been there."""

@@ -12,6 +12,9 @@ from paceline_runtime.config_model import ConfigError
 
 Tree = dict[str, Any]
 
+CONFIG_FILE = "paceline.yaml"
+"""The effective configuration, in the state folder of a stack."""
+
 
 def read_file(path: Path | None) -> Tree:
     """The sections of a configuration file; empty without one. Raises ConfigError."""

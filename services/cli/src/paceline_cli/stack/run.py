@@ -56,7 +56,7 @@ def prepare(plan: StackPlan, *, write_to: Path | None = None) -> tuple[dict[str,
     for section, values in (plan.defaults or {}).items():
         defaults.setdefault(section, {}).update(values)
     tree = configuration.effective(plan.file, defaults, plan.overrides)
-    path = (write_to or plan.state_dir) / "paceline.yaml"
+    path = (write_to or plan.state_dir) / configuration.CONFIG_FILE
     configuration.write(tree, path)
     return tree, configuration.up_config(path), path
 
