@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from paceline_cli.app import app
+from paceline_cli.errors_base import CommandError
 
+Here = Callable[..., tuple[int, str, str]]
 COMMANDS = [
     ["up"], ["down"], ["status"], ["request", "list"], ["request", "show"], ["explain"], ["drain"], ["doctor"],
     ["config", "show"], ["live"], ["bench", "line"], ["bench", "relay"],
@@ -26,7 +29,7 @@ def paceline(*arguments: str, cwd: Path, **environment: str) -> subprocess.Compl
         env={**os.environ, "COLUMNS": "120", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 
@@ -65,18 +68,23 @@ def closed_port() -> int:
     ],
 )
 def test_errors_are_one_clear_line_without_a_traceback(
-    arguments: list[str], expected: str, tmp_path: Path
+    arguments: list[str],
+    expected: str,
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = paceline(*arguments, cwd=tmp_path, PACELINE_ROUTER_ADDRESS=f"127.0.0.1:{closed_port()}")
-    assert answer.returncode != 0
-    assert answer.stderr.startswith("paceline: ")
-    assert expected in answer.stderr
-    assert "Traceback" not in answer.stderr
+    monkeypatch.setenv("PACELINE_ROUTER_ADDRESS", f"127.0.0.1:{closed_port()}")
+    code, _, errors = here(*arguments)
+    assert code != 0
+    assert errors.startswith("paceline: ")
+    assert expected in errors
+    assert "Traceback" not in errors
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    answer = paceline("--debug", "request", "list", "--state", "sleeping", cwd=tmp_path)
-    assert "Traceback" in answer.stderr
+def test_debug_lets_the_error_through(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACELINE_DEBUG", "0")  # what the command sets is put back after the test
+    with pytest.raises(CommandError, match="unknown state 'sleeping'"):
+        here("--debug", "request", "list", "--state", "sleeping")
 
 
 def test_taken_port_is_reported_with_its_holder(tmp_path: Path) -> None:
@@ -84,25 +92,26 @@ def test_taken_port_is_reported_with_its_holder(tmp_path: Path) -> None:
         port = server.getsockname()[1]
         answer = paceline("up", "--model", "tiny", "--port", str(port), cwd=tmp_path)
     assert answer.returncode == 1
+    assert answer.stderr.startswith("paceline: ")
     assert f"port {port} (gateway) is held by pid {os.getpid()}" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
-def test_down_without_a_stack_is_no_error(tmp_path: Path) -> None:
-    answer = paceline("down", cwd=tmp_path)
-    assert (answer.returncode, answer.stdout) == (0, "no stack runs in .paceline\n")
+def test_down_without_a_stack_is_no_error(here: Here) -> None:
+    assert here("down") == (0, "no stack runs in .paceline\n", "")
 
 
-def test_shown_configuration_is_explained_and_can_be_used_again(tmp_path: Path) -> None:
-    first = paceline(
-        "config", "show", "--set", "router.placement=round-robin", "--set", "up.engines=3", cwd=tmp_path
+def test_shown_configuration_is_explained_and_can_be_used_again(here: Here, tmp_path: Path) -> None:
+    code, shown, errors = here(
+        "config", "show", "--set", "router.placement=round-robin", "--set", "up.engines=3"
     )
-    assert first.returncode == 0, first.stderr
-    tree = yaml.safe_load(first.stdout)
+    assert code == 0, errors
+    tree = yaml.safe_load(shown)
     assert tree["router"]["placement"] == "round-robin"
     assert tree["up"]["engines"] == 3
     assert {"gateway", "scheduler", "executor", "predictor", "store", "log"} <= tree.keys()
-    assert "# Placement policy" in first.stdout
+    assert "# Placement policy" in shown
     file = tmp_path / "paceline.yaml"
-    file.write_text(first.stdout)
-    second = paceline("config", "show", "--config", str(file), cwd=tmp_path)
-    assert yaml.safe_load(second.stdout) == tree
+    file.write_text(shown)
+    _, again, _ = here("config", "show", "--config", str(file))
+    assert yaml.safe_load(again) == tree

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from paceline_cli.app import app
 from paceline_cli.errors_base import CommandError
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture

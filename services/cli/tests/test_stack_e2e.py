@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -101,7 +102,7 @@ def paceline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=LIMIT_S,
         check=False,
     )
 
@@ -114,7 +115,9 @@ def stopped(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stopped")
-def test_up_in_the_background_status_and_down(tmp_path: Path) -> None:
+def test_up_in_the_background_status_and_down(
+    tmp_path: Path, here: Callable[..., tuple[int, str, str]]
+) -> None:
     sets = [part for one in (*SIMULATED, "up.ports=auto", "up.engines=1") for part in ("--set", one)]
     up = paceline("up", "--detach", "--policy", "edf-shed", *sets, cwd=tmp_path)
     assert up.returncode == 0, up.stderr
@@ -126,16 +129,16 @@ def test_up_in_the_background_status_and_down(tmp_path: Path) -> None:
     assert names == {"executor-sim-0", "scheduler-sim-0", "predictor", "router", "gateway"}
     assert all(row["health"] == "ready" for row in report["services"])
     assert [engine["plan"]["policy"] for engine in report["fleet"]["engines"]] == ["edf-shed"]
-    second = paceline("up", *sets, cwd=tmp_path)
-    assert second.returncode == 1
-    assert "a stack is already running in .paceline" in second.stderr
+    code, _, errors = here("up", *sets)
+    assert code == 1
+    assert "a stack is already running in .paceline" in errors
     pids = [row["pid"] for row in report["services"]]
     drained = paceline("drain", "sim-0", "--json", cwd=tmp_path)
     assert json.loads(drained.stdout)["state"] == "ENGINE_STATE_DRAINING"
     assert json.loads(paceline("request", "list", "--json", cwd=tmp_path).stdout) == []
     down = paceline("down", cwd=tmp_path)
     assert (down.returncode, down.stdout) == (0, "stopped\n")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT_S
     while not all(gone(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all(gone(pid) for pid in pids)

@@ -31,11 +31,11 @@ def spec(state: StateDir, name: str, *arguments: str, rank: int = 0) -> ChildSpe
 
 
 def supervisor_of(state: StateDir, *specs: ChildSpec, **up: object) -> Supervisor:
-    settings = UpConfig.model_validate({"stop_timeout_s": 5.0, "restart_delay_ms": 10.0, **up})
+    settings = UpConfig.model_validate({"stop_timeout_s": 100.0, "restart_delay_ms": 10.0, **up})
     return Supervisor(specs, settings, state, gateway="127.0.0.1:1", router="127.0.0.1:2", model="none")
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 100.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - the condition is the state of another process
             await asyncio.sleep(0.01)
@@ -107,7 +107,7 @@ async def test_child_that_ignores_sigterm_is_killed(state: StateDir) -> None:
 async def test_child_that_never_starts_ends_the_stack_with_its_last_words(state: StateDir) -> None:
     supervisor = supervisor_of(state, spec(state, "good"), spec(state, "bad", "--fail"), start_attempts=2)
     with pytest.raises(StackStartError) as caught:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             await supervisor.run()
     assert "bad does not start (exit code 3)" in str(caught.value)
     assert "no such model: unobtainium" in str(caught.value)
@@ -148,7 +148,7 @@ async def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> 
     """)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         pids = [int(word) for word in (await process.stdout.readline()).split()]
         assert len(pids) == 2
         process.kill()
