@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from paceline_cli.commands.bench_agree import agree
 from paceline_cli.commands.bench_faults import faults
 from paceline_cli.output import print_json
 
 app = typer.Typer(help="Benchmarks; see tests/bench/README.md.", no_args_is_help=True)
 app.command("faults")(faults)
+app.command("agree")(agree)
 
 _stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 

@@ -21,6 +21,8 @@ class CallSpec:
     stage: str = ""
     parents: Sequence[str] = ()
     ignore_eos: bool = False
+    token_ids: bytes = b""
+    """The prompt as little-endian int32 in place of the messages."""
 
 
 @dataclass(slots=True)

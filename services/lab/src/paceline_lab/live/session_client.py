@@ -143,9 +143,12 @@ def generation_spec(spec: CallSpec) -> generation_pb2.GenerationSpec:
         app=spec.app,
         on_disconnect=generation_pb2.ON_DISCONNECT_CANCEL,
     )
-    message.messages.messages.extend(
-        generation_pb2.Message(role=turn.role, content=turn.content) for turn in spec.messages
-    )
+    if spec.token_ids:
+        message.token_ids = spec.token_ids
+    else:
+        message.messages.messages.extend(
+            generation_pb2.Message(role=turn.role, content=turn.content) for turn in spec.messages
+        )
     message.sampling.ignore_eos = spec.ignore_eos
     if spec.slo is not None:
         message.slo.CopyFrom(slo_message(spec.slo, stage=spec.stage, parents=spec.parents))
