@@ -98,7 +98,7 @@ async def test_the_line_answers_the_same_jobs_as_the_simulator() -> None:
             )
         )
         async with asyncio.timeout(60):
-            while not any(engine.up for engine in router.fleet):
+            while not any(engine.up for engine in router.fleet):  # noqa: ASYNC110  # nobody announces it
                 await asyncio.sleep(0.01)
         client = await stack.enter_async_context(SessionClient(router.address))
         emulated, _ = await drive(jobs, client, plan.time_scale, lambda _: None)
