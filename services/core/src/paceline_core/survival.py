@@ -19,8 +19,10 @@ from paceline_core.lengths import LOWER, OPEN_EDGE, UPPER, FloatArray, K
 Rows = NDArray[np.int64]
 
 _LAST: Final = int(OPEN_EDGE)
-_STRIDE: Final = 64
-"""Cells of a row: K + 1 borders of bins, then infinity, so that halving needs no bounds."""
+_STRIDE: Final = K + 1
+"""Cells of a row: the borders of the bins."""
+_STRIDES: Final = (16, 16, 8, 4, 2, 1)
+"""Of a search over the borders: they add up to K - 1, so that it needs no bounds."""
 _BIN: Final = np.minimum(np.searchsorted(UPPER, np.arange(_LAST + 1)), K - 1)
 """Bin of each whole length from 0 to OPEN_EDGE, its share below that length, and the tokens from there to its end."""
 _SHARE: Final = ((np.arange(_LAST + 1) - LOWER[_BIN]) / (UPPER - LOWER)[_BIN]).astype(np.float32)
@@ -33,8 +35,8 @@ class LengthTable:
     """Length CDFs of `rows` live requests. Lengths are whole tokens; past OPEN_EDGE they count as OPEN_EDGE."""
 
     def __init__(self, rows: int) -> None:
-        self._past = _blank(rows)
-        self._more = _blank(rows)
+        self._past: NDArray[np.float32] = np.zeros((rows, _STRIDE), dtype=np.float32)
+        self._more: NDArray[np.float32] = np.zeros((rows, _STRIDE), dtype=np.float32)
         self._beyond: NDArray[np.float32] = np.zeros(rows, dtype=np.float32)
 
     @property
@@ -45,8 +47,9 @@ class LengthTable:
     def grow(self, rows: int) -> None:
         """Room for `rows` rows; the old ones stay."""
         more = rows - len(self._past)
-        self._past = np.concatenate([self._past, _blank(more)])
-        self._more = np.concatenate([self._more, _blank(more)])
+        blank = np.zeros((more, _STRIDE), dtype=np.float32)
+        self._past = np.concatenate([self._past, blank])
+        self._more = np.concatenate([self._more, blank])
         self._beyond = np.concatenate([self._beyond, np.zeros(more, dtype=np.float32)])
 
     def put(self, rows: Rows, cdf: FloatArray, max_tokens: Rows) -> None:
@@ -75,19 +78,21 @@ class LengthTable:
             np.maximum((ahead - self._beyond[rows]) / np.maximum(1 - out, _LEAST), 1.0), dtype=np.float64
         )
 
-    def quantile(self, rows: Rows, generated: Rows, max_tokens: Rows, level: float) -> FloatArray:
+    def quantile(
+        self, rows: Rows, generated: Rows, max_tokens: Rows | NDArray[np.int32], level: float
+    ) -> FloatArray:
         """[N] Whole length at `level`, given that more than `generated` tokens come; clipped at `max_tokens`."""
         target = self._at(rows, np.minimum(generated, _LAST))
         target += np.float32(level) * (1 - target)
         flat = self._past.ravel()
-        # The last border below the target, by halving.
+        # The last border below the target; the last of all is 1, which none is above.
         first = rows * _STRIDE
         cell = first.copy()
-        for step in (32, 16, 8, 4, 2, 1):
+        for step in _STRIDES:
             cell += step * (flat[cell + step] < target)
         below = flat[cell]
         share = (target - below) / np.maximum(flat[cell + 1] - below, _LEAST)
-        bin_ = np.minimum(cell - first, K - 1)
+        bin_ = cell - first
         x = LOWER[bin_] + np.minimum(share, 1.0) * _WIDTH[bin_]
         return np.asarray(np.minimum(np.maximum(x, generated + 1), max_tokens))
 
@@ -108,9 +113,3 @@ class LengthTable:
         out = below + (end - below) * _SHARE[lengths]
         fall = (end - out) / 2
         return out, np.asarray(self._more.ravel()[cell] + _LEFT[lengths] * (1 - end + fall) + fall)
-
-
-def _blank(rows: int) -> NDArray[np.float32]:
-    blank = np.zeros((rows, _STRIDE), dtype=np.float32)
-    blank[:, K + 1 :] = np.inf
-    return blank

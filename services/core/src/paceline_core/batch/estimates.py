@@ -14,6 +14,8 @@ from paceline_core.survival import LengthTable, Rows
 
 UPPER_LEVEL: Final = 0.95
 """Level of the upper bound (JITServe's artifact)."""
+_MOST_TOKENS: Final = 2**31 - 1
+"""Limits beyond this count as this."""
 
 
 class LengthEstimates:
@@ -21,11 +23,11 @@ class LengthEstimates:
 
     def __init__(self, rows: int) -> None:
         self._table = LengthTable(rows)
-        self._limit: Rows = np.zeros(rows, dtype=np.int64)
+        self._limit: NDArray[np.int32] = np.zeros(rows, dtype=np.int32)
         self._mean: FloatArray = np.zeros(rows)
         self._upper: FloatArray = np.zeros(rows)
-        self._mean_at: Rows = np.full(rows, -1, dtype=np.int64)
-        self._upper_at: Rows = np.full(rows, -1, dtype=np.int64)
+        self._mean_at: NDArray[np.int32] = np.full(rows, -1, dtype=np.int32)
+        self._upper_at: NDArray[np.int32] = np.full(rows, -1, dtype=np.int32)
 
     @property
     def cdf(self) -> NDArray[np.float32]:
@@ -36,8 +38,8 @@ class LengthEstimates:
         """Room for `rows` rows; the old ones stay."""
         more = rows - len(self._limit)
         self._table.grow(rows)
-        blank = np.full(more, -1, dtype=np.int64)
-        self._limit = np.concatenate([self._limit, np.zeros(more, dtype=np.int64)])
+        blank = np.full(more, -1, dtype=np.int32)
+        self._limit = np.concatenate([self._limit, np.zeros(more, dtype=np.int32)])
         self._mean = np.concatenate([self._mean, np.zeros(more)])
         self._upper = np.concatenate([self._upper, np.zeros(more)])
         self._mean_at = np.concatenate([self._mean_at, blank])
@@ -46,7 +48,7 @@ class LengthEstimates:
     def put(self, rows: Rows, cdf: FloatArray, max_tokens: Rows) -> None:
         """New CDFs [N, K], of requests that write at most `max_tokens` [N]."""
         self._table.put(rows, cdf, max_tokens)
-        self._limit[rows] = max_tokens
+        self._limit[rows] = np.minimum(max_tokens, _MOST_TOKENS)
         self._mean_at[rows] = self._upper_at[rows] = -1
 
     def mean_left(self, rows: Rows, generated: Rows) -> FloatArray:

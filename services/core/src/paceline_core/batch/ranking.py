@@ -18,7 +18,7 @@ def list_length(view: BatchView) -> int:
 
 
 def leading(rows: IntArray, keys: Sequence[NDArray[Any]], count: int) -> IntArray:
-    """[min(count, R)] Those of `rows` [R] that come first by `keys` (columns [N], the weightiest first), in their order.
+    """[min(count, R)] Those of `rows` [R] that come first by `keys` (columns [N], weightiest first), in their order.
 
     The last key must tell all rows apart, then the answer does not depend on the order of `rows`. A key is read for
     those rows only that the keys before it leave equal, and only what is in the answer is sorted.

@@ -30,6 +30,8 @@ _SMALL: Final = ("tenant", "task", "priority", "router")
 _BYTE: Final = ("slo_class", "state")
 _KEY: Final = ("key",)
 _FLAG: Final = ("alive", "started", "at_risk", "drops")
+_LEAST_GROWTH: Final = 16
+"""Rows."""
 
 
 class Occupant(Protocol):
@@ -112,7 +114,7 @@ class LiveTable(Generic[A]):
 
     @property
     def rows(self) -> int:
-        """Rows there is room for now; grows by doubling."""
+        """Rows there is room for now; grows by an eighth."""
         return len(self._attempts)
 
     @property
@@ -250,9 +252,10 @@ class LiveTable(Generic[A]):
     def _grow(self) -> None:
         old = {name: getattr(self, name) for name in (*_INT, *_FLOAT, *_SMALL, *_BYTE, *_KEY, *_FLAG)}
         had = self.rows
-        self._allocate(2 * had)
+        rows = had + max(_LEAST_GROWTH, had // 8)
+        self._allocate(rows)
         for name, column in old.items():
             getattr(self, name)[:had] = column
-        self.lengths.grow(2 * had)
-        self._attempts.extend([None] * had)
-        self._free.extend(range(2 * had - 1, had - 1, -1))
+        self.lengths.grow(rows)
+        self._attempts.extend([None] * (rows - had))
+        self._free.extend(range(rows - 1, had - 1, -1))

@@ -175,7 +175,7 @@ def measure_planning(plan: SchedulerPlan, say: Callable[[str], None]) -> dict[st
 def table_bytes(plan: SchedulerPlan) -> dict[str, float]:
     """Traced bytes of a table with `plan.live` requests, per request; at most 10,000 of them, for tracing is slow.
 
-    Rows grow by doubling: `bytes_per_row` is per row, free ones included.
+    Rows grow by an eighth: `bytes_per_row` is per row, free ones included.
     """
     plan = replace(plan, live=min(plan.live, _MOST_TRACED))
     world = World(plan)
