@@ -284,6 +284,8 @@ class RouterApp:
         self._run(predictor.run(), "outcomes")
         self._run(repredictor.run(), "repredictions")
         self._run(rectifier.run(), "moves")
+        if placer.pricer is not None:
+            self._run(placer.pricer.run(), "prices")
         self._run(self.fleet_control.run_dns(), "dns")
         self._run(self.adoption.run(self.fleet_control.answered), "adoption")
         if store is not None:

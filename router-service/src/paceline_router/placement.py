@@ -8,11 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from paceline_core import lengths
-from paceline_core.placement.demand import DemandWindow
 from paceline_core.placement.margin import Margin
 from paceline_core.placement.moves import Move, Rectifier
 from paceline_core.placement.policy import Placement
-from paceline_core.placement.prices import reprice
 from paceline_core.placement.registry import make_policy
 from paceline_core.placement.view import RequestView
 from paceline_core.prefix import prefix_hashes
@@ -20,11 +18,11 @@ from paceline_router.attempt import Explained
 from paceline_router.clock import Clock
 from paceline_router.engine import Engine
 from paceline_router.fleet import Fleet
+from paceline_router.pricer import Pricer
 from paceline_router.request import LiveRequest
 from paceline_runtime.telemetry.metrics import Instruments
 from paceline_runtime.telemetry.names import PLACE_DURATION, PLACEMENTS
 
-_REPRICE_MS = 1000.0
 _UNKNOWN_LENGTH = lengths.cdf_from_probabilities(np.full(lengths.K, 1.0 / lengths.K))[0]
 
 
@@ -50,9 +48,8 @@ class Placer:
         self._instruments = instruments
         self._clock = clock
         self._rectifier = cast(Rectifier, self._policy) if hasattr(self._policy, "rectify") else None
-        self._priced = self._policy if isinstance(self._policy, Margin) else None
-        self._demand = DemandWindow()
-        self._priced_ms = float("-inf")
+        self.pricer = Pricer(fleet, self._policy, clock) if isinstance(self._policy, Margin) else None
+        """Of a policy that reads prices; it is to be run by the owner."""
 
     @property
     def rectifies(self) -> bool:
@@ -81,13 +78,9 @@ class Placer:
         """The engine for a request in numbers."""
         started = time.perf_counter()
         now_ms = self._clock.now_ms()
-        table = self._fleet.table
-        if self._priced is not None:
-            self._demand.add(view, now_ms, self._priced.value(view))
-            if now_ms - self._priced_ms >= _REPRICE_MS:
-                self._priced_ms = now_ms
-                table.prices = reprice(table.prices, table.view(now_ms), self._demand.demand(now_ms))
-        fleet = table.view(now_ms)
+        if self.pricer is not None:
+            self.pricer.asked(view, now_ms)
+        fleet = self._fleet.table.view(now_ms)
         placement = self._policy.place(view, fleet, now_ms)
         engine = self._fleet.at(placement.engine) if placement.found else None
         explained = Explained.of(self.policy, placement, fleet.engine_ids)

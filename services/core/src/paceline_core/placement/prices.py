@@ -10,7 +10,7 @@ equal engines share), prices rise where more than a whole engine is asked for an
 choice the dual is smooth and convex, and each price takes damped Newton steps of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -69,6 +69,23 @@ def reprice(prices: Prices | None, fleet: FleetView, demand: Demand, rounds: int
         step = np.clip(_DAMPING * excess / np.maximum(bend, 1e-12), -0.1 * most, 0.1 * most)
         price = np.clip(price + step, 0.0, 2.0 * most)  # over it nobody comes, however soft the choice
     return Prices(np.asarray(price), token_ms)
+
+
+def frozen(fleet: FleetView) -> FleetView:
+    """A copy of what `reprice` reads of a view: its caller may let the fleet change meanwhile."""
+    return replace(
+        fleet,
+        up=fleet.up.copy(),
+        draining=fleet.draining.copy(),
+        max_batch=fleet.max_batch.copy(),
+        kv_capacity_tokens=fleet.kv_capacity_tokens.copy(),
+        observed_slowdown=fleet.slowdown.copy(),
+        costs=fleet.costs.copy(),
+        residents=None,
+        headroom=None,
+        black_box=None,
+        kept_joining=None,
+    )
 
 
 def full_token_ms(fleet: FleetView, context_tokens: float) -> tuple[Floats, Floats]:

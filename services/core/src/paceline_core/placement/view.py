@@ -61,6 +61,10 @@ class StepCosts:
         """The same for some of the engines."""
         return StepCosts(*(getattr(self, name)[engines] for name in StepCosts.__slots__))
 
+    def copy(self) -> "StepCosts":
+        """The same numbers in arrays of their own."""
+        return StepCosts(*(getattr(self, name).copy() for name in StepCosts.__slots__))
+
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
