@@ -12,7 +12,7 @@ from paceline_predictor.batching import Batcher
 from paceline_predictor.model import Bases, LengthAnswers, LengthQuestion, ModelReport, Outcome
 from paceline_runtime.errors import PacelineError, Reason
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 class FakeSlowModel:

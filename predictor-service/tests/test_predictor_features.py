@@ -42,7 +42,7 @@ def test_same_in_another_process() -> None:
         check=True,
         cwd=__file__.rsplit("/", 1)[0],
         env={"PYTHONHASHSEED": "17", "PATH": ""},
-        timeout=60,
+        timeout=180,
     )
     mine = digest([ask(ESSAY, prompt_tail=ESSAY, output_tail=ESSAY, generated_tokens=9)])
     assert run.stdout.strip() == mine

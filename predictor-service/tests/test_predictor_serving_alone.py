@@ -46,7 +46,7 @@ asyncio.run(main())
 def test_a_predictor_serves_without_anything_of_training(tmp_path: Path) -> None:
     file = tiny_length_model(tmp_path / "length.onnx")
     done = subprocess.run(
-        [sys.executable, "-c", _SERVE, str(file)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", _SERVE, str(file)], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["qrf tiny-1", "[]"]

@@ -9,7 +9,7 @@ from paceline_predictor.keeping import Keeper
 from paceline_predictor.state_parts import packed, unpacked
 from paceline_runtime.errors import PacelineError, Reason
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 class FakeLearner:

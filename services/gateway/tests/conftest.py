@@ -55,5 +55,5 @@ async def gateway(start_gateway: StartGateway) -> GatewayApp:
 @pytest.fixture
 async def client(gateway: GatewayApp) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of that gateway."""
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=90) as http:
         yield http

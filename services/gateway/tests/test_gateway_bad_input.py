@@ -27,7 +27,7 @@ async def router() -> AsyncIterator[FakeRouter]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(router: FakeRouter) -> AsyncIterator[httpx.AsyncClient]:
     config = GatewayConfig(listen="127.0.0.1:0", router=router.address)
-    async with GatewayApp(config) as app, httpx.AsyncClient(base_url=app.url, timeout=20) as http:
+    async with GatewayApp(config) as app, httpx.AsyncClient(base_url=app.url, timeout=90) as http:
         await app.session.wait_connected()
         yield http
 

@@ -18,7 +18,7 @@ MESSAGES: Any = [{"role": "developer", "content": "Be brief."}, {"role": "user",
 @pytest.fixture
 async def ai(gateway: GatewayApp) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
-        base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=20
+        base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=90
     ) as client:
         yield client
 

@@ -38,7 +38,7 @@ async def stack() -> AsyncIterator[tuple[str, str]]:
         router = await apps.enter_async_context(
             RouterApp(RouterConfig.model_validate({"router": own, "store": {"url": ""}}))
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not any(e.up for e in router.fleet):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield router.address, predictor.address

@@ -88,7 +88,7 @@ def certificates(tmp_path):
         pytest.skip("the openssl command makes the certificates")
 
     def openssl(*args):
-        subprocess.run(["openssl", *args], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+        subprocess.run(["openssl", *args], cwd=tmp_path, check=True, capture_output=True, timeout=100)
 
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test ca")

@@ -77,5 +77,5 @@ def test_http(capsys):
             assert "503: draining" in capsys.readouterr().err
         finally:
             web.shutdown()
-            thread.join(timeout=10)
+            thread.join(timeout=60)
     assert main([url]) == EXIT_UNWELL

@@ -14,7 +14,7 @@ from paceline_runtime.server import Server, ServerConfig
 from paceline_runtime.shutdown import Shutdown
 from paceline_runtime.status import from_rpc_error
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

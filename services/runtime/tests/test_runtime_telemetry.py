@@ -132,7 +132,7 @@ async def test_rpc_metrics_count_calls_by_code(echo, add_echo_to, echo_stub):
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
         return response.read().decode()
 
 
