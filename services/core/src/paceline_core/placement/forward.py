@@ -1,9 +1,14 @@
 """A forward model of a few engines: when residents leave, how fast the newcomer gets on, and whom it makes late.
 
 All sequences of a batch grow by one token a step and leave at the end of their expected length, so that the batch, and
-with it the step, shrinks departure by departure. Arrays are [G, M]: G engines with up to M residents each.
+with it the step, shrinks departure by departure. There are few engines with a few dozen residents each: what an engine
+comes to is worked out in plain numbers, which cost less than arrays of that size; what residents lose, in one pass over
+all of them.
 """
 
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +16,7 @@ import numpy as np
 
 from paceline_core.placement.kv_peak import future_peak_tokens
 from paceline_core.placement.residents import Ints, Residents
-from paceline_core.placement.view import Bools, FleetView, Floats, RequestView
+from paceline_core.placement.view import FleetView, Floats, RequestView
 
 _TBT_SPREAD: Final = 0.1
 _FAR: Final = 1e9
@@ -50,44 +55,78 @@ def look_ahead(
     live = fleet.residents
     if live is None:
         raise ValueError("a forward model needs the residents")
-    costs, slots = fleet.costs.of(engines), fleet.slots[engines]
-    count = live.count[engines]
-    width = max(int(count.max(initial=0)), 1)
-    rows = live.by_engine[engines, :width]
-    there = np.arange(width) < count[:, None]
-    flat = rows[there]
-    left, context = np.zeros(rows.shape), np.zeros(rows.shape)
-    left[there] = live.lengths.mean_left(flat, live.generated[flat])
-    context[there] = live.prompt_tokens[flat] + live.generated[flat]
+    where = engines.tolist()
+    counts = live.count[engines].tolist()
+    flat = np.concatenate([live.by_engine[g, :count] for g, count in zip(where, counts, strict=True)])
+    out = live.generated[flat]
+    left = live.lengths.mean_left(flat, out).tolist()
+    context = (live.prompt_tokens[flat] + out).tolist()
+    missing = request.input_tokens if request.cached_tokens is None else 0.0
+    rows, begin = [], 0
+    for g, count in zip(where, counts, strict=True):
+        end = begin + count
+        if request.cached_tokens is not None:
+            missing = max(request.input_tokens - float(request.cached_tokens[g]), 1.0)
+        rows.append(_one(request, fleet, g, left[begin:end], context[begin:end], missing, refill))
+        begin = end
+    start, prefill, before, step, tokens, last = np.array(rows).reshape(-1, 6).T
+    drop = _residents_drop(live, flat, out, counts, now_ms, before, step, prefill, size_power)
+    return Forward(start, prefill, step, tokens, last, drop)
 
-    own_input = request.input_tokens
-    own_left = request.remaining_tokens
-    strangers = np.maximum(
-        fleet.live_requests[engines] - count, 0.0
-    )  # of other routers: only their number is known
-    batch = np.minimum(count + strangers, slots)
-    held = context.sum(axis=1) * np.minimum(slots / np.maximum(count + strangers, 1.0), 1.0)
-    slowdown = fleet.slowdown[engines]
-    before = costs.decode_ms(np.maximum(batch, 1.0), held) * slowdown
-    step = costs.decode_ms(np.minimum(batch + 1.0, slots), held + own_input + own_left / 2) * slowdown
 
-    order = np.sort(np.where(there, left, _FAR), axis=1)
-    backlog = fleet.queued_prefill_tokens[engines] + fleet.pending_prefill_tokens[engines]
-    start = costs.d_ms * backlog + _slot_wait(order, count, slots, strangers) * before
-    start = start + _memory_wait(fleet, engines, context, left, order, own_input + own_left) * before
-    missing = request.uncached_tokens(len(fleet))[engines]
-    prefill = costs.prefill_ms(missing)
+def _one(
+    request: RequestView,
+    fleet: FleetView,
+    engine: int,
+    left: Sequence[float],
+    context: Sequence[float],
+    missing_tokens: float,
+    refill: float,
+) -> tuple[float, float, float, float, float, float]:
+    """Start, prefill, step before and with it, tokens by its deadline, and last token, of the request on one engine
+    whose residents have `left` tokens to write over `context`."""
+    costs = fleet.costs
+    b_ms, c_ms, d_ms = float(costs.b_ms[engine]), float(costs.c_ms[engine]), float(costs.d_ms[engine])
+    a_ms, a1_ms, slowdown = (
+        float(costs.a_ms[engine]),
+        float(costs.a1_ms[engine]),
+        float(fleet.slowdown[engine]),
+    )
+    slots = max(float(fleet.max_batch[engine]), 1.0)
+    own_input, own_left = request.input_tokens, request.remaining_tokens
+    count = len(left)
+    everyone = max(
+        float(fleet.live_requests[engine]), float(count)
+    )  # of other routers only the number is known
+    batch = min(everyone, slots)
+    context_tokens = float(sum(context))
+    held = context_tokens * min(slots / max(everyone, 1.0), 1.0)
+    joined, joined_context = min(batch + 1.0, slots), held + own_input + own_left / 2
+    before = (a1_ms if batch <= 1.0 and a1_ms > 0.0 else a_ms + b_ms * max(batch, 1.0)) + c_ms * held
+    step = (a1_ms if joined <= 1.0 and a1_ms > 0.0 else a_ms + b_ms * joined) + c_ms * joined_context
+    before, step = before * slowdown, step * slowdown
+
+    ends = sorted(left)
+    waits = _slot_wait(ends, everyone, slots)
+    capacity = float(fleet.kv_capacity_tokens[engine]) or _FAR
+    if context_tokens + sum(ends) + own_input + own_left > capacity:  # all of it at once would be too much
+        waits += _memory_wait(left, context, ends, own_input + own_left, capacity)
+    backlog = float(fleet.queued_prefill_tokens[engine]) + float(fleet.pending_prefill_tokens[engine])
+    start = d_ms * backlog + waits * before
+    per_token = d_ms + float(costs.e_ms[engine]) * missing_tokens / 2
+    prefill = float(costs.p0_ms[engine]) + missing_tokens * per_token if missing_tokens > 0 else 0.0
 
     budget = min(request.left_ms, _FAR) - start - prefill
-    shrinking, shrunk_ms = _shrinking_batch(
-        order, context, there, costs.b_ms, costs.c_ms, step, count, slots, budget, own_left
-    )
-    steady = np.maximum(budget, 0.0) / step
-    tokens = (1.0 - refill) * shrinking + refill * steady
+    clock, steps = _shrinking_batch(ends, step, b_ms + c_ms * context_tokens / max(count, 1), slots)
+    k = bisect_right(clock, budget)
+    done, at = (ends[k - 1], clock[k - 1]) if k else (0.0, 0.0)
+    shrinking = done + max(budget - at, 0.0) / steps[k]
+    k = bisect_right(ends, own_left)
+    done, at = (ends[k - 1], clock[k - 1]) if k else (0.0, 0.0)
+    shrunk_ms = at + (own_left - done) * steps[k]
+    tokens = (1.0 - refill) * shrinking + refill * max(budget, 0.0) / step
     writing = (1.0 - refill) * shrunk_ms + refill * own_left * step
-    waits = there & (live.generated[rows] == 0)
-    drop = _residents_drop(fleet, live, rows, there & ~waits, now_ms, before, step, prefill, size_power)
-    return Forward(start, prefill, step, np.maximum(tokens, 0.0), start + prefill + writing, drop)
+    return start, prefill, before, step, max(tokens, 0.0), start + prefill + writing
 
 
 def value_of(tokens: float, size_power: float) -> float:
@@ -95,117 +134,87 @@ def value_of(tokens: float, size_power: float) -> float:
     return float((max(tokens, 1.0) / 1000.0) ** size_power) if size_power else 1.0
 
 
-def _slot_wait(order: Floats, count: Ints, slots: Floats, strangers: Floats) -> Floats:
-    """[G] Steps until a slot is free for one more, by the shortest that must leave first."""
-    ahead = (count + strangers + 1.0 - slots).astype(np.int64)
-    if not (ahead > 0).any():
-        return np.zeros(len(count))
-    width = order.shape[1]
+def _slot_wait(ends: Sequence[float], everyone: float, slots: float) -> float:
+    """Steps until a slot is free for one more, by the shortest that must leave first."""
+    ahead = int(everyone + 1.0 - slots)
+    if ahead <= 0 or not ends:
+        return 0.0
     # Those beyond the first round of departures wait for whole rounds more, at the mean remaining length.
-    first = np.clip(ahead, 1, np.maximum(count, 1)) - 1
-    nth = order[np.arange(len(count)), np.minimum(first, width - 1)]
-    known = np.where(order < _FAR, order, 0.0)
-    total = known.sum(axis=1)
-    wait = np.where(ahead <= slots, np.minimum(nth, total / slots), total / slots)
-    return np.asarray(np.where(ahead > 0, np.where(count > 0, np.maximum(wait, 0.0), 0.0), 0.0))
+    rounds = sum(ends) / slots
+    return min(ends[min(ahead, len(ends)) - 1], rounds) if ahead <= slots else rounds
 
 
 def _memory_wait(
-    fleet: FleetView, engines: Ints, context: Floats, left: Floats, order: Floats, own_tokens: float
-) -> Floats:
-    """[G] Steps until the KV memory holds one more; many where it never does."""
-    capacity = np.where(fleet.kv_capacity_tokens[engines] > 0, fleet.kv_capacity_tokens[engines], _FAR)
-    if not (
-        (context + left).sum(axis=1) + own_tokens > capacity
-    ).any():  # not even all of it at once is too much
-        return np.zeros(len(engines))
-    over = future_peak_tokens(context, left) + own_tokens - capacity
-    if not (over > 0).any():
-        return np.zeros(len(engines))
+    left: Sequence[float], context: Sequence[float], ends: Sequence[float], own_tokens: float, capacity: float
+) -> float:
+    """Steps until the KV memory holds one more; many where it never does."""
+    if own_tokens > capacity:
+        return _FAR
+    peak = float(future_peak_tokens(np.array([context], dtype=np.float64), np.array([left]))[0])
+    over = peak + own_tokens - capacity
+    if over <= 0:
+        return 0.0
     # A departure frees what its sequence holds then: as many of them are waited for as make good what is over.
-    count = np.maximum((left > 0).sum(axis=1), 1)
-    freed = (context + left).sum(axis=1) / count
-    leave = np.ceil(over / np.maximum(freed, 1.0)).astype(np.int64)
-    nth = order[np.arange(len(engines)), np.clip(leave - 1, 0, order.shape[1] - 1)]
-    wait = np.where(over > 0, np.minimum(nth, _FAR), 0.0)
-    return np.asarray(np.where(own_tokens > capacity, _FAR, wait))
+    freed = (sum(context) + sum(left)) / len(left)
+    leave = math.ceil(over / max(freed, 1.0))
+    return ends[min(leave, len(ends)) - 1]
 
 
 def _shrinking_batch(
-    order: Floats,
-    context: Floats,
-    there: Bools,
-    b_ms: Floats,
-    c_ms: Floats,
-    step_ms: Floats,
-    count: Ints,
-    slots: Floats,
-    budget_ms: Floats,
-    own_left: float,
-) -> tuple[Floats, Floats]:
-    """[G] Tokens within the budget and time of `own_left` tokens, while the batch shrinks with each departure."""
-    engines, width = order.shape
-    ends = np.minimum(order, _FAR)
-    mean_context = np.where(there, context, 0.0).sum(axis=1) / np.maximum(count, 1)
-    gone = np.arange(width + 1)
+    ends: Sequence[float], step_ms: float, departure_ms: float, slots: float
+) -> tuple[list[float], list[float]]:
+    """When each departure comes, and the steps before each of them and after the last one."""
     # With a queue behind it the batch stays full until the queue is gone.
-    waiting = np.maximum(count + 1 - slots, 0.0)
-    fewer = np.maximum(np.minimum(gone, count[:, None]) - waiting[:, None], 0.0)
-    steps_ms = step_ms[:, None] - fewer * (b_ms + c_ms * mean_context)[:, None]
-    steps_ms = np.maximum(steps_ms, 0.2 * step_ms[:, None])
-    spans = np.diff(np.concatenate([np.zeros((engines, 1)), ends], axis=1), axis=1)
-    clock = np.cumsum(spans * steps_ms[:, :-1], axis=1)
-    rows = np.arange(engines)
-
-    k = (clock <= budget_ms[:, None]).sum(axis=1)
-    done = np.where(k > 0, ends[rows, np.maximum(k - 1, 0)], 0.0)
-    at = np.where(k > 0, clock[rows, np.maximum(k - 1, 0)], 0.0)
-    tokens = done + np.maximum(budget_ms - at, 0.0) / steps_ms[rows, np.minimum(k, width)]
-
-    k = (ends <= own_left).sum(axis=1)
-    done = np.where(k > 0, ends[rows, np.maximum(k - 1, 0)], 0.0)
-    at = np.where(k > 0, clock[rows, np.maximum(k - 1, 0)], 0.0)
-    return tokens, at + (own_left - done) * steps_ms[rows, np.minimum(k, width)]
+    gone = min(slots - len(ends) - 1.0, 0.0)
+    least, clock, steps = 0.2 * step_ms, [], []
+    now = last = 0.0
+    for end in ends:
+        step = step_ms - gone * departure_ms if gone > 0 else step_ms
+        if step < least:
+            step = least
+        now += (end - last) * step
+        last = end
+        clock.append(now)
+        steps.append(step)
+        gone += 1.0
+    steps.append(max(step_ms - max(gone, 0.0) * departure_ms, least))
+    return clock, steps
 
 
 def _residents_drop(
-    fleet: FleetView,
     live: Residents,
-    rows: Ints,
-    decoding: Bools,
+    flat: Ints,
+    out: Ints,
+    counts: Sequence[int],
     now_ms: float,
     before_ms: Floats,
     step_ms: Floats,
     prefill_ms: Floats,
     size_power: float,
 ) -> Floats:
-    """[G] What those that decode there lose: a slower step for the rest of their time, and the newcomer's prefill."""
-    engine, at = np.nonzero(decoding)
-    if not len(engine):
-        return np.zeros(len(rows))
-    flat = rows[engine, at]
+    """[G] What those that decode there lose: a slower step for the rest of their time, and the newcomer's prefill.
+    `flat` [R] are the residents of the engines, one after the other, with `out` [R] tokens written."""
+    engine = np.repeat(np.arange(len(counts)), counts)
     due, tbt = live.due_ms[flat], live.tbt_ms[flat]
     lost = np.zeros(len(flat))
-    timed = np.flatnonzero(np.isfinite(due))
+    timed = np.flatnonzero((due < np.inf) & (out > 0))
     if len(timed):
-        who, on = flat[timed], engine[timed]
+        who, on, written = flat[timed], engine[timed], out[timed]
         left_ms = due[timed] - now_ms
-        unhurt = np.clip(left_ms / before_ms[on], 0.0, _FAR)
-        hurt = np.clip((left_ms - prefill_ms[on]) / step_ms[on], 0.0, _FAR)
+        reach = np.concatenate([left_ms / before_ms[on], (left_ms - prefill_ms[on]) / step_ms[on]])
         both = live.lengths.p_within(
             np.concatenate([who, who]),
-            np.concatenate([live.generated[who], live.generated[who]]),
-            np.concatenate([unhurt, hurt]).astype(np.int64),
+            np.concatenate([written, written]),
+            np.minimum(np.maximum(reach, 0.0), _FAR).astype(np.int64),
         )
         lost[timed] = both[: len(who)] - both[len(who) :]
-    streams = np.flatnonzero(tbt > 0)
+    streams = np.flatnonzero((tbt > 0) & (out > 0))
     if len(streams):
         on, limit = engine[streams], tbt[streams]
         lost[streams] = _holds(limit, before_ms[on]) - _holds(limit, step_ms[on])
     if size_power:
-        size = (live.prompt_tokens[flat] + live.first_mean[flat]) / 1000.0
-        lost = lost * size**size_power
-    return np.asarray(np.bincount(engine, weights=np.maximum(lost, 0.0), minlength=len(rows)))
+        lost *= ((live.prompt_tokens[flat] + live.first_mean[flat]) / 1000.0) ** size_power
+    return np.bincount(engine, weights=np.maximum(lost, 0.0), minlength=len(counts))
 
 
 def _holds(tbt_ms: Floats, step_ms: Floats) -> Floats:

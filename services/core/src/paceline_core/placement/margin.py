@@ -88,34 +88,39 @@ class Margin:
         price = self._price(request, fleet, times)
         value = self.value(request)
         worth = chance * value - price
-        fastest = best_of(times.last_token_ms, may)
-        top = float(np.where(may, worth, -np.inf).max())
+        last_ms = times.last_token_ms
+        fastest = best_of(last_ms, may)
         unhurt = fleet.live_requests[fastest] == 0
-        if unhurt and worth[fastest] >= top - self.tolerance * value:
-            return self._answer(
-                fleet, excluded, may, worth, fastest, times.last_token_ms, chance, "the fastest, idle"
-            )
+        if unhurt:
+            top = float(np.where(may, worth, -np.inf).max())
+            if worth[fastest] >= top - self.tolerance * value:
+                worth[fastest] = top  # equal to it within the tolerance
+                return _answer(excluded, may, worth, fastest, last_ms, chance, "the fastest, idle")
+        crowded = worth - self._crowding(request, fleet)
         if fleet.residents is None:
-            worth = worth - self._crowding(request, fleet)
-            chosen = self._fastest_of_best(worth / value, times.last_token_ms, may)
-            return self._answer(
-                fleet, excluded, may, worth, chosen, times.last_token_ms, chance, "by prediction"
-            )
-        few = self._shortlist(worth - self._crowding(request, fleet), may, fastest)
+            best = np.where(may, crowded, -np.inf)
+            top = float(best.max())
+            close = best >= top - self.tolerance * value
+            chosen = int(np.where(close, last_ms, np.inf).argmin())
+            crowded[chosen] = top
+            return _answer(excluded, may, crowded, chosen, last_ms, chance, "by prediction")
+        few = self._shortlist(crowded, may, fastest)
         ahead = look_ahead(request, fleet, few, now_ms, self.refill, self.size_power)
         doubt = 1.0 + fleet.load_age_ms[few] / self.age_scale_ms
         exact = p_meet(
             request, within, ahead.start_ms * doubt, ahead.prefill_ms, ahead.step_ms, ahead.tokens / doubt
         )
-        net = exact * value - self.resident_weight * ahead.drop - price[few]
-        place = self._fastest_of_best(net / value, ahead.last_ms, np.ones(len(few), dtype=np.bool_))
+        dear = price[few]
+        net = exact * value - self.resident_weight * ahead.drop - dear
+        top = float(net.max())
+        place = int(np.where(net >= top - self.tolerance * value, ahead.last_ms, np.inf).argmin())
         chosen = int(few[place])
-        shown = np.minimum(worth, float(net.max()))
+        shown = np.minimum(worth, top)
         shown[few] = net
-        last, sure = times.last_token_ms.copy(), chance.copy()
-        last[few], sure[few] = ahead.last_ms, exact
-        detail = f"residents lose {ahead.drop[place]:.2f}, its time is worth {price[chosen]:.2f}"
-        return self._answer(fleet, excluded, may, shown, chosen, last, sure, detail)
+        shown[chosen] = top
+        last_ms[few], chance[few] = ahead.last_ms, exact
+        detail = f"residents lose {ahead.drop[place]:.2f}, its time is worth {dear[place]:.2f}"
+        return _answer(excluded, may, shown, chosen, last_ms, chance, detail)
 
     def rectify(self, fleet: FleetView, now_ms: float) -> Rectification:
         """Priced moves, up and down: see `margin_moves`."""
@@ -135,7 +140,7 @@ class Margin:
 
     def _price(self, request: RequestView, fleet: FleetView, times: Prediction) -> Floats:
         prices = fleet.prices
-        if prices is None or not self.price_weight or not prices.any:
+        if prices is None or not self.price_weight:
             return np.zeros(len(fleet))
         work = times.prefill_ms + request.remaining_tokens * prices.token_ms
         return np.asarray(self.price_weight * prices.per_ms * work)
@@ -161,25 +166,10 @@ class Margin:
             return np.asarray(few[may[few]])
         return np.flatnonzero(may)
 
-    def _fastest_of_best(self, worth: Floats, last_ms: Floats, may: Bools) -> int:
-        """Of those within `tolerance` of the best, the one that is done first."""
-        worth = np.where(may, worth, -np.inf)
-        return int(np.where(worth >= worth.max() - self.tolerance, last_ms, np.inf).argmin())
 
-    def _answer(
-        self,
-        fleet: FleetView,
-        excluded: Exclusions,
-        may: Bools,
-        worth: Floats,
-        engine: int,
-        last_ms: Floats,
-        chance: Floats,
-        detail: str,
-    ) -> Placement:
-        scores = np.where(may, -worth, np.nan)
-        best = np.where(may, -worth, np.inf).min()
-        scores[engine] = best  # equal to it within the tolerance
-        took, sure = float(last_ms[engine]), float(np.clip(chance[engine], 0.0, 1.0))
-        reason = f"P(meet) {sure:.2f}, last token in {took:.0f} ms, {detail}"
-        return Placement(engine, scores, excluded, reason, took, sure)
+def _answer(
+    excluded: Exclusions, may: Bools, worth: Floats, engine: int, last_ms: Floats, chance: Floats, detail: str
+) -> Placement:
+    took, sure = float(last_ms[engine]), min(max(float(chance[engine]), 0.0), 1.0)
+    reason = f"P(meet) {sure:.2f}, last token in {took:.0f} ms, {detail}"
+    return Placement(engine, np.where(may, -worth, np.nan), excluded, reason, took, sure)

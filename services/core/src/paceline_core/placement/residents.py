@@ -78,6 +78,8 @@ class ResidentTable:
         self._by_engine: Ints = np.zeros((8, 16), dtype=np.int64)
         self._count: Ints = np.zeros(8, dtype=np.int64)
         self._place: Ints = np.zeros(rows, dtype=np.int64)
+        self._view: Residents | None = None
+        """The last one, as long as its arrays are the table's."""
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -157,13 +159,16 @@ class ResidentTable:
         """The table as policies see it, for a fleet of `engines`."""
         if engines > len(self._count):
             self._reserve_engine(engines - 1)
+        if self._view is not None and len(self._view.count) == engines:
+            return self._view
         columns: dict[str, Any] = {"key": self._keys, **self._ints, **self._floats}
-        return Residents(
+        self._view = Residents(
             **columns,
             lengths=self._lengths,
             by_engine=self._by_engine[:engines],
             count=self._count[:engines],
         )
+        return self._view
 
     def _put_lengths(self, row: int, cdf: Floats) -> None:
         limit = np.array([self._ints["max_tokens"][row]], dtype=np.int64)
@@ -175,17 +180,20 @@ class ResidentTable:
         at = int(self._count[engine])
         if at == self._by_engine.shape[1]:
             self._by_engine = np.concatenate([self._by_engine, np.zeros_like(self._by_engine)], axis=1)
+            self._view = None
         self._by_engine[engine, at] = row
         self._place[row] = at
         self._count[engine] = at + 1
 
     def _reserve_engine(self, engine: int) -> None:
+        self._view = None
         more = max(len(self._count), engine + 1 - len(self._count))
         width = self._by_engine.shape[1]
         self._by_engine = np.concatenate([self._by_engine, np.zeros((more, width), dtype=np.int64)])
         self._count = np.concatenate([self._count, np.zeros(more, dtype=np.int64)])
 
     def _grow(self) -> None:
+        self._view = None
         have = len(self._place)
         self._floats = {name: np.concatenate([c, np.zeros_like(c)]) for name, c in self._floats.items()}
         self._ints = {name: np.concatenate([c, np.zeros_like(c)]) for name, c in self._ints.items()}
