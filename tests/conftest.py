@@ -1,21 +1,24 @@
 """Stacks that tests across services share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from span_collector import SpanCollector
 from stack_process import StackProcess
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackProcess]:
+def collector() -> Iterator[SpanCollector]:
+    """Takes the spans of the shared stack."""
+    with SpanCollector() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, collector: SpanCollector) -> Iterator[StackProcess]:
     """Two engines with the tiny model at full speed: for tests that break nothing."""
-    process = StackProcess(tmp_path_factory.mktemp("stack"))
+    traced = f"telemetry.otlp_endpoint={collector.endpoint}"
+    process = StackProcess(tmp_path_factory.mktemp("stack"), traced)
     process.start()
     yield process
     process.stop()
-
-
-@pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
-    return tmp_path / "state"

@@ -28,7 +28,7 @@ async def test_sigterm_drains(router: FakeRouter, tmp_path: Path) -> None:
         f"gateway:\n  listen: 127.0.0.1:0\n  router: {router.address}\n  address_file: {address_file}\n"
         "router:\n  listen: not ours\nlog:\n  format: json\n"
     )
-    process = await _start("--config", str(config), "--set", "gateway.drain_limit_s=20")
+    process = await _start("--config", str(config), "--set", "gateway.drain_limit_s=200")
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not address_file.exists():  # noqa: ASYNC110

@@ -21,7 +21,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @pytest.fixture
 async def server(echo, add_echo_to):
-    server = Server(ServerConfig(drain_grace_s=5.0))
+    server = Server(ServerConfig(drain_grace_s=60.0))
     server.add(add_echo_to, echo)
     async with server:
         yield server
