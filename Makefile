@@ -40,13 +40,15 @@ $(VENV)/.train-locked: requirements-train.lock $(VENV)/.installed
 serve: setup  ## start the local stack with a real model on 127.0.0.1:8080
 	$(BIN)/paceline up $(UP_ARGS)
 
-# Suites that only compute run side by side; those with processes and clocks have the machine to themselves.
-COMPUTING := services/core services/lab
+# Suites that live in the test's own process, nearly all of them, run side by side: half of the time they would take.
+# Those that start whole stacks of processes keep all cores busy by themselves.
+SIDE_BY_SIDE := services/core services/runtime services/store services/executor services/gateway services/lab \
+	predictor-service scheduler-service router-service
 
 test: setup-train  ## run the tests; with PYTEST_ARGS one pytest with these arguments
 ifeq ($(strip $(PYTEST_ARGS)),)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(COMPUTING)
-	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
