@@ -132,7 +132,7 @@ def test_a_row_takes_at_most_a_kilobyte_beside_what_it_was_given():
             made.note(float(key), event)
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert np.asarray(table.rows) == rows
+    assert rows <= table.rows <= 1.125 * rows
     # Numbers, half a kilobyte of length table, the attempt object, its Slo and ids, and three events of its life.
     assert used / rows < 1_600
 

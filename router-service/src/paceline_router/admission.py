@@ -12,7 +12,7 @@ import numpy as np
 
 from paceline.predictor.v1 import predictor_pb2
 from paceline.router.v1 import generation_pb2
-from paceline_core.slo import Slo, SloClass
+from paceline_core.slo import OnMiss, Slo, SloClass
 from paceline_router.chat import ChatTemplates
 from paceline_router.clock import Clock
 from paceline_router.config import RouterConfig
@@ -290,7 +290,8 @@ class Admission:
                 prompt_tokens=request.prompt_tokens,
                 p90_tokens=request.estimate.p90,
             )
-            slo = replace(slo, on_miss=wanted_on_miss(given.slo))
+            # Who promised nothing by a budget of its own is not turned away for missing the default one.
+            slo = replace(slo, on_miss=wanted_on_miss(given.slo) or OnMiss.FINISH)
         request.slo, request.budget_ms = slo, slo.e2e_ms
         if slo.slo_class is SloClass.TASK:
             request.task_id = slo.task_id

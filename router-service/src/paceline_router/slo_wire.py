@@ -45,14 +45,15 @@ def declared(message: slo_pb2.Slo) -> Slo | None:
 
 def wanted_on_miss(message: slo_pb2.Slo) -> OnMiss:
     """What the client wants when the objective, declared or not, is out of reach."""
-    return OnMiss.DROP if message.on_miss == slo_pb2.ON_MISS_DROP else OnMiss.FINISH
+    try:
+        return OnMiss(message.on_miss)
+    except ValueError:
+        return OnMiss.UNSPECIFIED
 
 
 def to_wire(slo: Slo, given: slo_pb2.Slo | None = None) -> slo_pb2.Slo:
     """The resolved objective; what `given` says of a task (parents, stage) is kept."""
-    message = slo_pb2.Slo(
-        on_miss=slo_pb2.ON_MISS_DROP if slo.on_miss is OnMiss.DROP else slo_pb2.ON_MISS_FINISH
-    )
+    message = slo_pb2.Slo(on_miss=slo_pb2.OnMiss.ValueType(slo.on_miss))
     if slo.slo_class is SloClass.LATENCY:
         message.latency.ttft_ms, message.latency.tbt_ms = slo.ttft_ms, slo.tbt_ms
     elif slo.slo_class is SloClass.DEADLINE:

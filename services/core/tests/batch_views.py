@@ -39,6 +39,7 @@ def make_view(seed: int, size: int, capacity: Capacity = CAPACITY) -> BatchView:
     row_id = rng.permutation(size + 3)[:size]
     max_tokens = generated + rng.integers(1, 300, size)
     table = rng.random((size, lengths.K))
+    drops = rng.random(size) < 0.5
     return BatchView(
         row_id=row_id,
         slo_class=slo_class,
@@ -52,7 +53,8 @@ def make_view(seed: int, size: int, capacity: Capacity = CAPACITY) -> BatchView:
         last_token_ms=np.where(generated > 0, NOW_MS - rng.integers(0, 2_000, size), 0.0),
         late_tokens=np.where(latency, rng.integers(0, 2, size) * np.minimum(generated, 3), 0),
         tenant_lag_tokens=rng.integers(-1_000, 1_000, size).astype(np.float64),
-        drops=rng.random(size) < 0.5,
+        drops=drops,
+        finishes=~drops & (rng.random(size) < 0.5),
         prompt_tokens=prompt,
         kv_tokens=kv,
         cached_tokens=np.zeros(size, dtype=np.int64),

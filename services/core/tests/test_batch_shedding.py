@@ -10,7 +10,7 @@ import pytest
 from paceline_core.batch.fairness import TenantAccounts
 from paceline_core.batch.laxity import attainable_ms
 from paceline_core.batch.planning import decide
-from paceline_core.batch.registry import make_policy
+from paceline_core.batch.registry import POLICIES, make_policy
 from paceline_core.slo import SloClass
 
 
@@ -41,6 +41,25 @@ def test_who_missed_and_asked_to_be_dropped_is_shed_under_policies_that_never_sh
                 missed[i] = min(view.arrival_ms[i] + view.e2e_ms[i], view.task_due_ms[i]) < NOW_MS
     assert set(decision.shed.tolist()) == set(np.flatnonzero(missed & view.drops).tolist())
     assert not set(decision.order.tolist()) & set(decision.shed.tolist())
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("seed", range(20))
+def test_who_asked_to_be_finished_is_never_shed(policy, seed):
+    """And runs when nobody else wants the engine."""
+    rng = np.random.default_rng(seed)
+    view = make_view(seed, 24)
+    finishes = ~view.drops & (rng.random(24) < 0.7)
+    untouched = np.zeros(24, dtype=np.int64)
+    view = replace(
+        view, finishes=finishes, arrival_ms=view.arrival_ms - 60_000, generated=untouched, kv_tokens=untouched
+    )  # all of them new and late
+    decision = decide(make_policy(policy), view, NOW_MS, 256)
+    assert not finishes[decision.shed].any()
+    assert len(decision.chosen.order) == len(decision.chosen.scores) == len(decision.chosen.reasons)
+    alone = view.row_id[finishes & view.runnable()]
+    everybody = set(decision.chosen.order.tolist()) | set(decision.evict.tolist())
+    assert set(np.flatnonzero(np.isin(view.row_id, alone)).tolist()) <= everybody
 
 
 def test_what_is_attainable_lies_ahead_and_grows_with_the_work():

@@ -21,6 +21,8 @@ class SloClass(IntEnum):
 class OnMiss(IntEnum):
     """What to do when the target is out of reach. Values equal those of `paceline.common.v1.OnMiss`."""
 
+    UNSPECIFIED = 0
+    """The policy chooses: served when there is room, or ended before any work was done for it."""
     FINISH = 1
     DROP = 2
 
@@ -39,7 +41,7 @@ class Slo:
     e2e_ms: float = 0.0
     task_id: str = ""
     task_final: bool = False
-    on_miss: OnMiss = OnMiss.FINISH
+    on_miss: OnMiss = OnMiss.UNSPECIFIED
 
     def problem(self) -> str | None:
         """What is wrong with it, for the client; None when it is sound."""

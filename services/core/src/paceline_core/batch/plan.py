@@ -60,7 +60,8 @@ class BatchPlan:
     """[E] Rows whose KV is dropped; none of them in `order`."""
     shed: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """[S] Rows given up for good: the caller ends them with SLO_UNATTAINABLE. None of them in `order`; only rows that
-    ask for it (`BatchView.drops`) or that have had no work done."""
+    ask for it (`BatchView.drops`) or that have had no work done. Those that must finish (`BatchView.finishes`) are
+    served last instead: `planning.settle` sees to it."""
     valid_for_steps: int = UNTIL_EVENT
     """Steps for which planning again without an event gives the same plan; at least 1. Events: arrival, acceptance,
     end, cancel, credit given or used up, a new estimate, the end of a prefill, steps slower than STEP_SLACK times the

@@ -1,11 +1,11 @@
 """From a view to what the engine is asked to do: the policy's plan, cut to what fits. Live and simulated alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from paceline_core.batch.laxity import out_of_reach
-from paceline_core.batch.plan import UNLIMITED_TOKENS, UNTIL_EVENT, BatchPlan
+from paceline_core.batch.plan import UNLIMITED_TOKENS, UNTIL_EVENT, BatchPlan, PlanReason
 from paceline_core.batch.policy import BatchPolicy
 from paceline_core.batch.pressure import fit
 from paceline_core.batch.view import BatchView, IntArray
@@ -16,7 +16,7 @@ class Decision:
     """A plan that an engine can carry out. Indexes are rows of the view (0..N-1)."""
 
     chosen: BatchPlan
-    """As the policy said it."""
+    """As the policy said it, but that requests which must finish are last instead of shed."""
     order: IntArray
     """[M] Rows to run, most wanted first; what has no room is cut, at most `plan_length` stay."""
     evict: IntArray
@@ -37,8 +37,9 @@ def decide(policy: BatchPolicy, view: BatchView, now_ms: float, plan_length: int
 
 
 def settle(view: BatchView, chosen: BatchPlan, now_ms: float, plan_length: int) -> Decision:
-    """Cut a plan to what fits, and leave out what has missed its target and asked for an end then, whatever the
-    policy thinks of it: a policy that never sheds must not break that promise."""
+    """Cut a plan to what fits, and keep what clients were promised whatever the policy thinks of it: what has missed
+    its target and asked for an end then is shed, and what asked to be finished is not, but comes last."""
+    chosen = _finish_late(view, chosen)
     order, shed, evict = chosen.order, chosen.shed, chosen.evict
     asked = np.flatnonzero(view.drops)
     if len(asked):
@@ -57,4 +58,18 @@ def settle(view: BatchView, chosen: BatchPlan, now_ms: float, plan_length: int) 
         max_batch=chosen.max_batch,
         prefill_budget_tokens=min(chosen.prefill_budget_tokens, UNLIMITED_TOKENS),
         valid_for_steps=min(chosen.valid_for_steps, fitting.valid_for_steps, UNTIL_EVENT),
+    )
+
+
+def _finish_late(view: BatchView, chosen: BatchPlan) -> BatchPlan:
+    late = chosen.shed[view.finishes[chosen.shed]]
+    if not len(late):
+        return chosen
+    last = late[view.runnable()[late] & ~np.isin(late, chosen.evict)]
+    return replace(
+        chosen,
+        order=np.concatenate((chosen.order, last)),
+        scores=np.concatenate((chosen.scores, np.full(len(last), -np.inf))),
+        reasons=[*chosen.reasons, *[PlanReason.UNATTAINABLE] * len(last)],
+        shed=chosen.shed[~view.finishes[chosen.shed]],
     )

@@ -29,7 +29,7 @@ _FLOAT: Final = (
 _SMALL: Final = ("tenant", "task", "priority", "router")
 _BYTE: Final = ("slo_class", "state")
 _KEY: Final = ("key",)
-_FLAG: Final = ("alive", "started", "at_risk", "drops")
+_FLAG: Final = ("alive", "started", "at_risk", "drops", "finishes")
 _LEAST_GROWTH: Final = 16
 """Rows."""
 
@@ -57,7 +57,7 @@ A = TypeVar("A", bound=Occupant)
 
 class LiveTable(Generic[A]):
     """Rows of attempts. `alive` is True from submit to end; `started` once the attempt has run; `drops` if it is to end
-    once its target is out of reach."""
+    once its target is out of reach, `finishes` if it must not end for that."""
 
     prompt_tokens: IntArray
     kv_tokens: IntArray
@@ -87,6 +87,7 @@ class LiveTable(Generic[A]):
     started: NDArray[np.bool_]
     at_risk: NDArray[np.bool_]
     drops: NDArray[np.bool_]
+    finishes: NDArray[np.bool_]
     lengths: LengthEstimates
 
     def __init__(self, rows: int = 16) -> None:
@@ -143,6 +144,7 @@ class LiveTable(Generic[A]):
         self.slo_class[row] = slo.slo_class
         self.ttft_ms[row], self.tbt_ms[row], self.e2e_ms[row] = slo.ttft_ms, slo.tbt_ms, slo.e2e_ms
         self.drops[row] = slo.on_miss is OnMiss.DROP
+        self.finishes[row] = slo.on_miss is OnMiss.FINISH
         self.call_due_ms[row] = self.task_due_ms[row] = np.inf
         self.router[row] = self._routers.acquire(attempt.router_id)
         self.tenant[row] = self._tenants.acquire(attempt.tenant)

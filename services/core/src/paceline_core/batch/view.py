@@ -69,6 +69,8 @@ class BatchView:
     """[N] How far the request's tenant is behind its fair share of the engine; negative: ahead of it."""
     drops: BoolArray
     """[N] True where the client wants an end as soon as the target is out of reach."""
+    finishes: BoolArray
+    """[N] True where the client wants an answer however late: never shed, whatever the policy says."""
     prompt_tokens: IntArray
     """[N] Prompt tokens; an estimate until the engine accepted."""
     kv_tokens: IntArray

@@ -58,9 +58,11 @@ class _OnMiss:
 class _OnMissEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnMiss.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ON_MISS_UNSPECIFIED: _OnMiss.ValueType  # 0
-    """The server's default: finish."""
+    """Declared with a budget: the policy chooses, FINISH or an end before any work was done for it, while others that can be
+    in time wait. Without a budget: FINISH.
+    """
     ON_MISS_FINISH: _OnMiss.ValueType  # 1
-    """Finish it when there is room."""
+    """Finish it when there is room, however late."""
     ON_MISS_DROP: _OnMiss.ValueType  # 2
     """End it, with reason SLO_UNATTAINABLE."""
 
@@ -68,9 +70,11 @@ class OnMiss(_OnMiss, metaclass=_OnMissEnumTypeWrapper):
     """What to do with a request whose objective can no longer be met."""
 
 ON_MISS_UNSPECIFIED: OnMiss.ValueType  # 0
-"""The server's default: finish."""
+"""Declared with a budget: the policy chooses, FINISH or an end before any work was done for it, while others that can be
+in time wait. Without a budget: FINISH.
+"""
 ON_MISS_FINISH: OnMiss.ValueType  # 1
-"""Finish it when there is room."""
+"""Finish it when there is room, however late."""
 ON_MISS_DROP: OnMiss.ValueType  # 2
 """End it, with reason SLO_UNATTAINABLE."""
 Global___OnMiss: _TypeAlias = OnMiss  # noqa: Y015
