@@ -72,6 +72,37 @@ async def test_an_answer_of_a_real_engine_is_the_same_wherever_it_moves(line, sp
     assert {"move_started", "move_ready", "moved"} <= set(await events(router, "r"))
 
 
+async def test_a_request_that_runs_out_of_credit_while_its_kv_is_on_the_way_lands_all_the_same(line, spec):
+    router, session = await two(line, **TINY)
+    answer = await session.submit(spec(tokens=400, request_id="r"), token_limit=300)
+    await session.until(lambda: answer.count > 5)
+    _, there = sides(router, "r")
+    landing, engine = line.executors[there]._landing, line.executors[there].engine
+    pull, add, come = landing._pull, engine.add, asyncio.Event()
+
+    async def late(ticket):
+        state = await pull(ticket)
+        await come.wait()
+        return state
+
+    def add_with_all_that_came_meanwhile(given, state=None):
+        with engine._wake:  # so that it makes no step in between
+            add(given, state)
+            for first_index, ids, final in landing._pulling[given.attempt_key].forced:
+                engine.extend_forced(given.attempt_key, first_index, ids, final=final)
+
+    landing._pull, engine.add = late, add_with_all_that_came_meanwhile
+    asked = asyncio.create_task(move(router, "r", there, KV))
+    await session.until(lambda: answer.count == 300)
+    come.set()
+    assert (await asked).from_index == 300
+    await session.credit(answer, 400)
+    await session.ended(answer)
+    assert answer.finished.engine_id == there
+    alone = await router.generate(spec(tokens=400))
+    assert (answer.ids, answer.text) == (alone.ids, alone.text)
+
+
 async def test_a_request_moves_at_most_twice_and_those_that_said_so_stay(line, spec):
     router, session = await two(line, time_scale=0.1)
     answer = await session.submit(spec(tokens=300, request_id="r"), token_limit=100)

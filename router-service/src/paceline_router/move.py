@@ -69,9 +69,14 @@ class Move:
 
     def pass_on(self, ids: bytearray) -> None:
         """Let the landing attempt know what was written since, while its KV is on the way: the KV has it too."""
-        if self.way is not Way.KV or self.landing is None or self.landing.accepted:
+        landing = self.landing
+        if self.way is not Way.KV or landing is None or landing.accepted:
             return
-        self.landing.engine.link.forced(self._further(ids, final=False))
+        landing.engine.link.forced(self._further(ids, final=False))
+        if 0 < landing.token_limit <= self.known:
+            # As at its submit: without room for one token more it would count as out of credit, and not get ready.
+            landing.token_limit = self.known + 1
+            landing.engine.link.credit(landing.key, landing.token_limit)
 
     def hand_over(self, ids: bytearray) -> attempt_pb2.ForcedTokens:
         """The last word to the landing attempt: all output, so that it goes on from there."""
