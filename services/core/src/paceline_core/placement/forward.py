@@ -214,7 +214,8 @@ def _residents_drop(
         lost[streams] = _holds(limit, before_ms[on]) - _holds(limit, step_ms[on])
     if size_power:
         lost *= ((live.prompt_tokens[flat] + live.first_mean[flat]) / 1000.0) ** size_power
-    return np.bincount(engine, weights=np.maximum(lost, 0.0), minlength=len(counts))
+    sums = np.bincount(engine, weights=np.maximum(lost, 0.0), minlength=len(counts))
+    return np.asarray(sums, dtype=np.float64)  # without residents they are whole numbers
 
 
 def _holds(tbt_ms: Floats, step_ms: Floats) -> Floats:

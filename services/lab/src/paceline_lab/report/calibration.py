@@ -1,5 +1,6 @@
 """Does P(meet) = 0.8 come true 80 % of the time? From what runs counted by tenths of P(meet)."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -15,7 +16,8 @@ GOAL: Final = 0.05
 def calibration_section(policy: str, chosen: Sequence[Experiment], results: Results) -> str:
     """Markdown: the expected calibration error of a policy by table and variant, and what came true by tenths over
     all of them."""
-    lines, every = [], []
+    lines: list[str] = []
+    every: dict[str, Row] = {}  # runs are shared by tables: each counts once
     for experiment in chosen:
         found = [
             (variant.label, bins)
@@ -23,12 +25,14 @@ def calibration_section(policy: str, chosen: Sequence[Experiment], results: Resu
             if (bins := summed(_of(results, experiment, variant.label, policy))) is not None
         ]
         if found:
-            every += [bins for _, bins in found]
+            for variant in experiment.variants:
+                rows = _of(results, experiment, variant.label, policy)
+                every |= {json.dumps([row["seed"], row["calls"], row["p_meet_bins"]]): row for row in rows}
             errors = ", ".join(f"{label} {_error(bins)}" for label, bins in found)
             lines.append(f"| {experiment.title} | {errors} |")
-    if not every:
+    total = summed(every.values())
+    if total is None:
         return ""
-    total = np.sum(every, axis=0)
     return "\n".join(
         [
             "## Calibration of P(meet) (simulated)",

@@ -40,7 +40,12 @@ def plain(title: str, name: str, digits: int = 0) -> Column:
 
 def ratio(title: str, name: str) -> Column:
     """Mean of a figure over that of the base."""
-    return Column(title, lambda cells: f"{mean(cells.mine, name) / max(mean(cells.base, name), 1e-9):.2f}")
+
+    def text(cells: Cells) -> str:
+        base = mean(cells.base, name)
+        return f"{mean(cells.mine, name) / base:.2f}" if base else "-"
+
+    return Column(title, text)
 
 
 def attained(title: str, kind: str = "") -> Column:

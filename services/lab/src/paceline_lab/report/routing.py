@@ -72,10 +72,10 @@ left with its load term; joining the shortest queue is `least-request`. Moves ar
 most two of a call, two under way from or to an engine, asked for every 250 ms): token ids travel, the old engine goes
 on until the new one is ready.
 
-A window of {scale.window_budgets:g} longest budgets is scored after a warm-up; what has not ended a longest budget
-later is a miss. Of bound: share of a fluid upper bound on requests in time ([simulation.md](simulation.md)), which no
-schedule can reach whole. x: ratio to `{REPORT.base}`, or to the first policy of the table. Wasted: share of output
-tokens that came to nothing. Gains and losses are paired by seed, with 95 % intervals."""
+A window of {scale.window_budgets:g} times the longest budget is scored after a warm-up; what has not ended a longest
+budget later is a miss. Of bound: share of a fluid upper bound on requests in time ([simulation.md](simulation.md)),
+which no schedule can reach whole. x: ratio to `{REPORT.base}`, or to the first policy of the table. Wasted: share of
+output tokens that came to nothing. Gains and losses are paired by seed, with 95 % intervals."""
 
 
 def write_report(path: Path, chosen: Sequence[Experiment], results: Results, intro: str, outro: str) -> None:

@@ -106,7 +106,8 @@ def _section(report: Report, experiment: Experiment, results: Mapping[str, Seque
             mine = of_policy(rows, experiment.compares, policy)
             made += len(mine)
             if mine:
-                cells = Cells(variant, policy, mine, of_policy(rows, experiment.compares, base))
+                theirs = _same_seeds(of_policy(rows, experiment.compares, base), mine)
+                cells = Cells(variant, policy, mine, theirs)
                 lines.append("| " + " | ".join(column.text(cells) for column in report.columns) + " |")
     wanted = len(experiment.variants) * len(experiment.policies) * max(_seeds(results), 1)
     if made < wanted:
@@ -121,16 +122,19 @@ def _section(report: Report, experiment: Experiment, results: Mapping[str, Seque
     return "\n".join(lines)
 
 
+def _same_seeds(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    seeds = {int(row["seed"]) for row in others}
+    return [row for row in rows if int(row["seed"]) in seeds]
+
+
 def _seeds(results: Mapping[str, Sequence[Row]]) -> int:
     return len({int(row["seed"]) for rows in results.values() for row in rows})
 
 
 def compared(ours: Sequence[Row], theirs: Sequence[Row], name: str) -> Interval | None:
     """Differences of runs of the same seed; None where there is none."""
-    both = {int(row["seed"]) for row in ours} & {int(row["seed"]) for row in theirs}
-    if not both:
-        return None
-    return paired(*(values([row for row in rows if row["seed"] in both], name) for rows in (ours, theirs)))
+    mine, base = _same_seeds(ours, theirs), _same_seeds(theirs, ours)
+    return paired(values(mine, name), values(base, name)) if mine else None
 
 
 def _verdicts(report: Report, experiment: Experiment, results: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -146,7 +150,7 @@ def _verdicts(report: Report, experiment: Experiment, results: Mapping[str, Sequ
                 continue
             for name, label in _METRICS:
                 gain = compared(ours, of_policy(rows, experiment.compares, policy), name)
-                if gain is None:
+                if gain is None or gain.samples < 2:  # one run says nothing of what is clear
                     continue
                 if gain.below_zero:
                     losses.append(

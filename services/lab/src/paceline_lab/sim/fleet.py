@@ -153,8 +153,8 @@ class Fleet:
     def _cdf(self, call: SimCall, generated: int) -> FloatArray:
         stage = self._stage(generated) if self._refreshed else 0
         if not stage:
-            return self._estimates.initial[call.key].astype(np.float64)
-        return self._estimates.refined(np.array([call.key]), np.array([stage]))[0]
+            return np.asarray(self._estimates.initial[call.key], dtype=np.float64)
+        return np.asarray(self._estimates.refined(np.array([call.key]), np.array([stage]))[0])
 
     def _stage(self, generated: int) -> int:
         every = self._estimates.refine_every
