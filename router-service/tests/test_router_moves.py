@@ -50,21 +50,21 @@ async def test_an_answer_of_a_real_engine_is_the_same_wherever_it_moves(line, sp
     router, session = await two(line, **TINY)
     text = "A long prompt that fills more than one aligned chunk of tokens. " * 4
     greedy = {"sampling": attempt_pb2.SamplingParams(ignore_eos=True)}
-    alone = await session.submit(spec(text, 400, **greedy))
+    alone = await session.submit(spec(text, 200, **greedy))
     await session.ended(alone)
     # Without more credit it cannot end before it is moved, however long that takes.
-    moved = await session.submit(spec(text, 400, request_id="r", **greedy), token_limit=150)
+    moved = await session.submit(spec(text, 200, request_id="r", **greedy), token_limit=80)
     await session.until(lambda: moved.count > 20)
     first, other = sides(router, "r")
     there = await move(router, "r", other, way)
-    await session.credit(moved, 390)
+    await session.credit(moved, 190)
     await session.until(lambda: moved.count > there.from_index)
     back = await move(router, "r", first, way)
-    await session.credit(moved, 400)
+    await session.credit(moved, 200)
     await session.ended(moved)
     assert (moved.ids, moved.text) == (alone.ids, alone.text)
     assert there.way == back.way == way
-    assert 20 < there.prepared_tokens <= there.from_index <= back.prepared_tokens <= back.from_index < 400
+    assert 20 < there.prepared_tokens <= there.from_index <= back.prepared_tokens <= back.from_index < 200
     assert [a.engine_id for a in (await router.record("r")).attempts] == [first, other, first]
     pulled = sum(app.counters["pulled"] for app in line.executors.values())
     imports = sum(app.engine.counters["imports"] for app in line.executors.values())
@@ -72,10 +72,11 @@ async def test_an_answer_of_a_real_engine_is_the_same_wherever_it_moves(line, sp
     assert {"move_started", "move_ready", "moved"} <= set(await events(router, "r"))
 
 
-async def test_a_request_that_runs_out_of_credit_while_its_kv_is_on_the_way_lands_all_the_same(line, spec):
+async def test_a_request_that_reaches_its_credit_while_its_kv_is_on_the_way_lands_all_the_same(line, spec):
     router, session = await two(line, **TINY)
-    answer = await session.submit(spec(tokens=400, request_id="r"), token_limit=300)
-    await session.until(lambda: answer.count > 5)
+    answer = await session.submit(spec(tokens=60, request_id="r"), token_limit=20)
+    await session.until(lambda: answer.count == 20)
+    live = router.app.ledger.find("r")
     _, there = sides(router, "r")
     landing, engine = line.executors[there]._landing, line.executors[there].engine
     pull, add, come = landing._pull, engine.add, asyncio.Event()
@@ -93,13 +94,15 @@ async def test_a_request_that_runs_out_of_credit_while_its_kv_is_on_the_way_land
 
     landing._pull, engine.add = late, add_with_all_that_came_meanwhile
     asked = asyncio.create_task(move(router, "r", there, KV))
-    await session.until(lambda: answer.count == 300)
+    await line.until(lambda: live.move is not None and live.move.phase is Phase.LANDING)
+    await session.credit(answer, 40)
+    await session.until(lambda: answer.count == 40)
     come.set()
-    assert (await asked).from_index == 300
-    await session.credit(answer, 400)
+    assert (await asked).from_index == 40
+    await session.credit(answer, 60)
     await session.ended(answer)
     assert answer.finished.engine_id == there
-    alone = await router.generate(spec(tokens=400))
+    alone = await router.generate(spec(tokens=60))
     assert (answer.ids, answer.text) == (alone.ids, alone.text)
 
 
