@@ -24,13 +24,12 @@ from paceline_router.token_intake import TokenIntake
 log = logging.getLogger(__name__)
 
 _NO_WAIT = {
-    attempt_pb2.FINISH_REASON_CANCELLED,
     attempt_pb2.FINISH_REASON_REJECTED,
-    attempt_pb2.FINISH_REASON_EXPIRED,
     attempt_pb2.FINISH_REASON_FAILED,
     attempt_pb2.FINISH_REASON_MOVED,
 }
-"""Ends that are taken over even when tokens are missing: the request goes elsewhere, or nobody wants them."""
+"""Ends that are taken over even when tokens are missing: the request goes elsewhere, or the engine has none. After a
+cancel they are waited for too: the client may have had them from an earlier life of the router; the end counts them."""
 
 
 class Adopter(Protocol):
@@ -184,6 +183,7 @@ class Intake:
             if request.cancel_requested or attempt.displaced or request.ended:
                 attempt.cancel_sent = True
                 link.cancel(key)
+                attempt.republish_asked_at = -1  # what was asked for went with the old session
             elif not live.HasField("ended") or live.ended.output_tokens > request.output.count:
                 attempt.republish_asked_at = request.output.count
                 link.republish(key, request.output.count)
