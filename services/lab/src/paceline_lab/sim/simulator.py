@@ -65,6 +65,7 @@ class Simulator:
             (call.output_tokens for job in workload.jobs for call in job.calls), np.int64, workload.calls
         )
         self._setting = setting
+        self._now = 0.0
         self._engines = tuple(
             SimEngine(
                 number,
@@ -93,7 +94,6 @@ class Simulator:
         self._order = 0
         self._due: list[int] = [-1] * len(self._engines)
         """Order of the event that ends the run of each engine: older ones are void."""
-        self._now = 0.0
 
     def run(self, on_progress: Callable[[float], None] = lambda _: None) -> Result:
         """To the end; `on_progress` gets simulated milliseconds now and then."""
