@@ -6,7 +6,7 @@ requests' own outputs. A client that does not read runs out of credit, request b
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Final
 
 from paceline.common.v1 import attempt_pb2
@@ -116,7 +116,7 @@ class ClientSession:
         async def admit() -> None:
             await self._admission.submit(submit.spec, self._tenant, read)
 
-        self._start(stream_id, admit())
+        self._start(stream_id, admit)
 
     def _attach(self, attach: router_pb2.SessionAttach) -> None:
         stream_id = attach.stream_id
@@ -132,7 +132,7 @@ class ClientSession:
             if stream_id in self._cancelled:
                 self._lifecycle.cancel(request, "by its client")
 
-        self._start(stream_id, find())
+        self._start(stream_id, find)
 
     def _cancel(self, stream_id: int) -> None:
         outlet = self._streams.get(stream_id)
@@ -164,10 +164,10 @@ class ClientSession:
         if token_limit:
             self._limits[stream_id] = token_limit
 
-    def _start(self, stream_id: int, work: Coroutine[None, None, None]) -> None:
+    def _start(self, stream_id: int, work: Callable[[], Coroutine[None, None, None]]) -> None:
         async def guarded() -> None:
             try:
-                await work
+                await work()
             except PacelineError as error:
                 self._refuse(stream_id, error)
             except Exception:
