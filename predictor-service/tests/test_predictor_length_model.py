@@ -17,18 +17,24 @@ from paceline_core.histogram import LengthHistograms
 from paceline_core.lengths import K, cdf_from_probabilities, quantile
 from paceline_predictor.app import PredictorApp
 from paceline_predictor.config import Config
-from paceline_runtime.channel import channel
+from paceline_runtime.channel import ChannelConfig, channel
 from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
 from paceline_runtime.telemetry.config import TelemetryConfig
 from paceline_runtime.telemetry.setup import Telemetry
 
-WAIT_S = 60
+WAIT_S = 100
+PATIENT = ChannelConfig(unary_timeout_s=WAIT_S)
 Stub = Any
 
 
 def config(**predictor: Any) -> Config:
-    own = {"listen": "127.0.0.1:0", "state_interval_s": 3600, **predictor}
+    own = {
+        "listen": "127.0.0.1:0",
+        "server": {"unary_timeout_s": WAIT_S},
+        "state_interval_s": 3600,
+        **predictor,
+    }
     return Config.model_validate({"predictor": own, "store": {"url": ""}})
 
 
@@ -47,7 +53,7 @@ async def app(file: Path) -> AsyncIterator[PredictorApp]:
 
 @pytest.fixture
 async def stub(app: PredictorApp) -> AsyncIterator[Stub]:
-    async with channel(app.address) as opened:
+    async with channel(app.address, PATIENT) as opened:
         yield predictor_pb2_grpc.PredictorServiceStub(opened)
 
 
@@ -123,7 +129,7 @@ async def test_a_corrupt_file_leaves_the_histograms_and_says_so(tmp_path: Path) 
     path.write_bytes(b"\x08\x0a garbage")
     telemetry = Telemetry(TelemetryConfig(), "predictor", scrape=True)
     settings = config(length_model=str(path))
-    async with PredictorApp(settings, telemetry=telemetry) as app, channel(app.address) as opened:
+    async with PredictorApp(settings, telemetry=telemetry) as app, channel(app.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         (estimate,) = await ask(stub, query())
         assert (estimate.source, estimate.model_version) == ("prior", "histogram-1")
@@ -144,17 +150,19 @@ async def test_a_corrupt_file_leaves_the_histograms_and_says_so(tmp_path: Path) 
 
 async def test_a_reload_under_load_drops_no_call(stub: Stub, file: Path) -> None:
     seen: list[str] = []
-    ending = asyncio.Event()
+    answered, ending = asyncio.Event(), asyncio.Event()
 
     async def caller(number: int) -> None:
         while not ending.is_set():
             answers = await ask(stub, *[query(f"question {number} {i}") for i in range(1 + number * 20)])
             assert all(sum(one.probabilities) == pytest.approx(1, abs=1e-4) for one in answers)
             seen.extend(one.model_version for one in answers)
+            answered.set()
 
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         for number in range(6):
             group.create_task(caller(number))
+        await answered.wait()
         tiny_length_model(file, version="tiny-2", kind="mixture")
         assert (await stub.ReloadModels(pb.ReloadModelsRequest())).models[0].version == "tiny-2"
         (now,) = await ask(stub, query())
@@ -184,13 +192,13 @@ async def test_another_file_begins_without_the_corrections_of_the_last(stub: Stu
 
 async def test_what_was_learned_survives_a_restart_with_the_same_file(tmp_path: Path, file: Path) -> None:
     settings = config(length_model=str(file), state_path=str(tmp_path / "state.bin"))
-    async with PredictorApp(settings) as first, channel(first.address) as opened:
+    async with PredictorApp(settings) as first, channel(first.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         await tell(
             stub, [pb.LengthOutcome(query=query(), output_tokens=n) for n in lognormal(3, 120, 900, 0.3)]
         )
         before = await ask(stub, query(), query("other", app="code"))
-    async with PredictorApp(settings) as second, channel(second.address) as opened:
+    async with PredictorApp(settings) as second, channel(second.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         assert await ask(stub, query(), query("other", app="code")) == before
         assert (await info(stub)).observed == 120
@@ -204,7 +212,7 @@ async def test_a_state_of_histograms_alone_is_refused_and_the_warning_says_so(
     histograms.observe("m", "chat", 50)
     state.write_bytes(histograms.to_bytes())
     settings = config(length_model=str(file), state_path=str(state))
-    async with PredictorApp(settings) as app, channel(app.address) as opened:
+    async with PredictorApp(settings) as app, channel(app.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         assert "learned histograms alone" in (await info(stub)).warning
         assert (await ask(stub, query()))[0].source == "qrf"

@@ -18,7 +18,7 @@ from paceline.predictor.v1 import predictor_pb2_grpc
 from paceline_core.lengths import K, bin_of, cdf_at, cdf_from_probabilities, conditioned, quantile
 from paceline_predictor.app import PredictorApp
 from paceline_predictor.config import Config
-from paceline_runtime.channel import channel
+from paceline_runtime.channel import ChannelConfig, channel
 from paceline_runtime.config_docs import undocumented_keys
 from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
@@ -26,11 +26,18 @@ from paceline_store import Store
 
 WAIT_S = 100
 BACK = pb.ReloadModelsRequest(saved_state=True)
+PATIENT = ChannelConfig(unary_timeout_s=WAIT_S)
 Stub = Any
 
 
 def config(**predictor: Any) -> Config:
-    own = {"listen": "127.0.0.1:0", "state_interval_s": 3600, "length_model": "none", **predictor}
+    own = {
+        "listen": "127.0.0.1:0",
+        "server": {"unary_timeout_s": WAIT_S},
+        "state_interval_s": 3600,
+        "length_model": "none",
+        **predictor,
+    }
     return Config.model_validate({"predictor": own, "store": {"url": own.pop("url", "")}})
 
 
@@ -42,7 +49,7 @@ async def app() -> AsyncIterator[PredictorApp]:
 
 @pytest.fixture
 async def stub(app: PredictorApp) -> AsyncIterator[Stub]:
-    async with channel(app.address) as opened:
+    async with channel(app.address, PATIENT) as opened:
         yield predictor_pb2_grpc.PredictorServiceStub(opened)
 
 
@@ -183,7 +190,7 @@ async def test_batches_are_bounded(stub: Stub) -> None:
 
 
 async def test_garbage_bytes_do_no_harm(app: PredictorApp) -> None:
-    async with channel(app.address) as opened:
+    async with channel(app.address, PATIENT) as opened:
         raw: Any = opened.unary_unary("/paceline.predictor.v1.PredictorService/PredictLength")
         with pytest.raises(grpc.aio.AioRpcError):
             await raw(b"\xff\xff\xff not a message")
@@ -252,7 +259,7 @@ async def test_many_callers_and_learners_at_once(stub: Stub) -> None:
 
 
 async def test_it_is_ready_and_reflects(app: PredictorApp) -> None:
-    async with channel(app.address) as opened:
+    async with channel(app.address, PATIENT) as opened:
         for name in ("liveness", "readiness", "paceline.predictor.v1.PredictorService"):
             answer = await health_pb2_grpc.HealthStub(opened).Check(
                 health_pb2.HealthCheckRequest(service=name)
@@ -273,18 +280,18 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 
 async def test_what_was_learned_survives_a_restart(kept: dict[str, Any]) -> None:
-    async with PredictorApp(config(**kept)) as first, channel(first.address) as opened:
+    async with PredictorApp(config(**kept)) as first, channel(first.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         await tell(stub, [outcome(tokens) for tokens in lognormal(14, 300, 900, 0.3)])
         before = await ask(stub, app="chat")
-    async with PredictorApp(config(**kept)) as second, channel(second.address) as opened:
+    async with PredictorApp(config(**kept)) as second, channel(second.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         assert await ask(stub, app="chat") == before
         assert (await stub.GetModelInfo(pb.GetModelInfoRequest())).models[0].observed == 300
 
 
 async def test_reload_goes_back_to_what_was_saved(kept: dict[str, Any]) -> None:
-    async with PredictorApp(config(**kept)) as app, channel(app.address) as opened:
+    async with PredictorApp(config(**kept)) as app, channel(app.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         await stub.ReloadModels(BACK)
         await tell(stub, [outcome(10)] * 30)
@@ -298,7 +305,7 @@ async def test_a_damaged_state_is_reported_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "state.bin"
     path.write_bytes(b"PLH1 but no more")
     kept = {"state_path": str(path)}
-    async with PredictorApp(config(**kept)) as app, channel(app.address) as opened:
+    async with PredictorApp(config(**kept)) as app, channel(app.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         assert "cannot be used" in (await stub.GetModelInfo(pb.GetModelInfoRequest())).models[0].warning
         assert (await refused(stub.ReloadModels(BACK))).reason is Reason.STATE_INCOMPATIBLE
@@ -311,9 +318,9 @@ async def test_a_store_that_comes_later_loses_nothing_of_either_life(tmp_path: P
     folder = tmp_path / "not there yet"
     kept = {"url": f"sqlite:///{folder / 'ledger.db'}"}
     earlier = config(url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
-    async with PredictorApp(earlier) as app, channel(app.address) as opened:
+    async with PredictorApp(earlier) as app, channel(app.address, PATIENT) as opened:
         await tell(predictor_pb2_grpc.PredictorServiceStub(opened), [outcome(10)] * 20)
-    async with PredictorApp(config(**kept)) as app, channel(app.address) as opened:
+    async with PredictorApp(config(**kept)) as app, channel(app.address, PATIENT) as opened:
         stub = predictor_pb2_grpc.PredictorServiceStub(opened)
         await tell(stub, [outcome(10)] * 7)
         assert not await app.keeper.save()
@@ -348,7 +355,7 @@ async def test_the_process_starts_from_the_command_line_and_saves_at_the_end(tmp
             while not address_file.exists():
                 assert process.returncode is None
                 await asyncio.sleep(0.02)
-            async with channel(address_file.read_text()) as opened:
+            async with channel(address_file.read_text(), PATIENT) as opened:
                 response = await tell(predictor_pb2_grpc.PredictorServiceStub(opened), [outcome(9)] * 3)
                 assert response.accepted == 3
             process.send_signal(signal.SIGTERM)

@@ -22,11 +22,12 @@ from paceline_predictor.tasks.library import LibraryParams, PatternLibrary
 from paceline_predictor.tasks.matcher import TaskMatcher
 from paceline_predictor.tasks.model import QUANTILES, TaskModel, TaskOutcome
 from paceline_predictor.tasks.shapes import ShapeCounts, winner
-from paceline_runtime.channel import channel
+from paceline_runtime.channel import ChannelConfig, channel
 from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
 
 HOUR_S = 3600.0
+PATIENT = ChannelConfig(unary_timeout_s=100.0)
 Stub = Any
 
 
@@ -242,7 +243,7 @@ class serving:
     async def __aenter__(self) -> Stub:
         self._app = PredictorApp(self._config)
         await self._app.__aenter__()
-        self._channel = channel(self._app.address)
+        self._channel = channel(self._app.address, PATIENT)
         return predictor_pb2_grpc.PredictorServiceStub(self._channel)
 
     async def __aexit__(self, *error: object) -> None:

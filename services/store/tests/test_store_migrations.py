@@ -63,7 +63,7 @@ async def test_processes_that_open_at_once_all_succeed(backend: Backend) -> None
         )
         for i in range(2)
     ]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):
         for opener in openers:
             assert opener.stdout is not None
             assert await opener.stdout.readline() == b"ready\n"
