@@ -1,6 +1,8 @@
 """The same suite for every engine, over real sockets."""
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -93,12 +95,19 @@ def settings(backend: str, tiny_model_path: Path, request: pytest.FixtureRequest
         )
         return {**common, "backend": "trtllm", "trtllm": section}
     if backend.startswith("remote"):
-        server = request.getfixturevalue("gateway_url" if backend == "remote-gateway" else "smg_target")
-        section = RemoteSection(
-            url=server, dialect="paceline", frame_ms=5.0,
-            protocol="openai" if backend == "remote-gateway" else "smg-trtllm",
-        )  # fmt: skip
-        words = str(tiny_model_path) if backend == "remote-gateway" else "simulated"
+        server, dialect, protocol = {
+            "remote-gateway": ("gateway_url", "paceline", "openai"),
+            "remote-smg": ("smg_target", "paceline", "smg-trtllm"),
+        }[backend]
+        section = RemoteSection.model_validate(
+            {
+                "url": request.getfixturevalue(server),
+                "dialect": dialect,
+                "protocol": protocol,
+                "frame_ms": 5.0,
+            }
+        )
+        words = "simulated" if backend == "remote-smg" else str(tiny_model_path)
         return {**common, "backend": "remote", "model_path": words, "remote": section}
     if backend == "simulated":
         # Steps of some 10 microseconds: the order of events is the same, the waiting is not.
@@ -114,6 +123,29 @@ def gateway_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ).start()
     yield f"http://{stack.gateway}"
     stack.stop()
+
+
+@pytest.fixture(scope="session")
+def llama_server_url(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """llama.cpp's own server with the tiny model, in a process of its own."""
+    script = Path(__file__).with_name("serve_llama.py")
+    log = tmp_path_factory.mktemp("llama-server") / "log"
+    with log.open("wb") as errors:
+        server = subprocess.Popen(
+            [sys.executable, str(script), str(tiny_model_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
+    assert server.stdin is not None
+    assert server.stdout is not None
+    url = next((line.strip() for line in server.stdout if line.startswith("http://")), "")
+    assert url, log.read_text()
+    yield url
+    server.stdin.close()
+    try:
+        server.wait(60)
+    finally:
+        server.kill()
+        server.stdout.close()
 
 
 @pytest.fixture

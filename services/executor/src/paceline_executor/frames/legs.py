@@ -153,13 +153,16 @@ class Legs:
         """The engine holds nothing of this leg any more."""
         attempt = state.attempt
         self._remove(attempt)
-        self._failures.pop(attempt.key, None)
+        if attempt.count > state.base:
+            self._failures.pop(attempt.key, None)
         if attempt.ended is None and not self.closed:
             evicted = attempt.state is AttemptState.EVICTED
             size = self._block_tokens
             kept = 0 if evicted or not size else (attempt.known_tokens - 1) // size * size
             self._book.set_cached(attempt, kept)
-            if not self._bury_finished(attempt, stopped=end is LegEnd.STOP):
+            silent = end is LegEnd.LENGTH and attempt.count == state.base
+            finished = self._bury_finished(attempt, stopped=end is LegEnd.STOP)
+            if not finished and not (silent and self._gives_up(attempt)):
                 attempt.state = AttemptState.EVICTED if evicted else AttemptState.PAUSED
                 self._book.reporter.moved(attempt)
         self._on_change()
@@ -180,6 +183,16 @@ class Legs:
             else:
                 self._book.set_state(attempt, AttemptState.EVICTED)
         self._on_change()
+
+    def _gives_up(self, attempt: Attempt) -> bool:
+        """A leg went its whole length and told no token. Asked for again and again it would never end."""
+        self._counters["legs_without_tokens"] += 1
+        self._failures[attempt.key] += 1
+        if self._failures[attempt.key] < _MAX_LEG_FAILURES:
+            return False
+        _log.warning("attempt %d: the engine tells no further token, so it ends here", attempt.key)
+        self._bury(attempt, EndReason.LENGTH)
+        return True
 
     def _bury_finished(self, attempt: Attempt, *, stopped: bool) -> bool:
         """End it if nothing more is wanted of it."""

@@ -66,7 +66,7 @@ async def _openai(section: RemoteSection, words: Vocabulary) -> tuple[Backend, s
             f"{section.url} does not tell its models: {type(error).__name__}: {error}"
         ) from error
     facts = remote_facts(section, words, name, priority=dialect.priority is not None)
-    if not dialect.ask_for_ids:
+    if not dialect.ask_for_ids and not dialect.native:
         _log.warning(
             "%s returns no token ids: they are read out of its text, and counts may differ", dialect.name
         )

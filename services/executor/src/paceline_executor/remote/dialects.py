@@ -21,10 +21,10 @@ class Dialect:
     ask_for_ids: dict[str, Any] = field(default_factory=dict)
     """Fields that make it return token ids; empty: it does not, and ids are read out of the text."""
     has_ignore_eos: bool = True
-    has_stop_ids: bool = True
     has_top_k: bool = True
-    repetition: str = "repetition_penalty"
     has_salt: bool = False
+    native: bool = False
+    """Spoken to by llama.cpp's own interface instead, see `llama_server`."""
     adapters_as_models: bool = False
     """A LoRA adapter is asked for by its name in place of the model's."""
     priority: Callable[[float], float | int] | None = None
@@ -42,12 +42,12 @@ class Dialect:
         if sampling.frequency_penalty:
             body["frequency_penalty"] = sampling.frequency_penalty
         if sampling.repetition_penalty != 1.0:
-            body[self.repetition] = sampling.repetition_penalty
+            body["repetition_penalty"] = sampling.repetition_penalty
         if sampling.logit_bias:
             body["logit_bias"] = {str(token): amount for token, amount in sampling.logit_bias}
         if sampling.ignore_eos:
             body["ignore_eos"] = True
-        if sampling.stop_token_ids and self.has_stop_ids:
+        if sampling.stop_token_ids:
             body["stop_token_ids"] = list(sampling.stop_token_ids)
         if salt and self.has_salt:
             body["cache_salt"] = salt
@@ -73,7 +73,7 @@ DIALECTS: dict[str, Dialect] = {
             priority=_lower_is_sooner,
         ),
         Dialect("sglang", "/health"),
-        Dialect("llama-server", "/health", has_stop_ids=False, repetition="repeat_penalty"),
+        Dialect("llama-server", "/health", native=True),
         Dialect("paceline", "/healthz", {"return_token_ids": True}, has_salt=True, adapters_as_models=True),
     )
 }

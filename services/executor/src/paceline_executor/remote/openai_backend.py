@@ -22,12 +22,14 @@ from paceline_executor.frames.backend import (
     LegItem,
     LegRequest,
 )
+from paceline_executor.remote import llama_server
 from paceline_executor.remote.dialects import Dialect
 
 _log = logging.getLogger(__name__)
 _MAX_ITEMS = 4096
 _BACKOFF_S = 0.25
 _NO_ROWS: tuple[IterationRow, ...] = ()
+_PATH = "/v1/completions"
 _DONE = "[DONE]"
 ReadIds = Callable[[str], Sequence[int]]
 """Ids of a stretch of an answer's text."""
@@ -52,6 +54,7 @@ class OpenAiBackend:
         self._read_ids = read_ids
         self._health_failures = health_failures
         self._failed_looks = 0
+        self._salted = False
         self.facts = facts
         self.counters: Counter[str] = Counter()
         """What happened so far, by name."""
@@ -61,11 +64,17 @@ class OpenAiBackend:
         sampling, dialect = spec.sampling, self._dialect
         if sampling.ignore_eos and not dialect.has_ignore_eos:
             raise EngineError("INVALID_SAMPLING", f"{dialect.name} cannot ignore the end of an answer")
-        if spec.cache_salt and not dialect.has_salt:
+        if spec.cache_salt and not (dialect.has_salt or dialect.native):
             raise EngineError("UNSUPPORTED", f"{dialect.name} cannot keep caches apart by salt")
 
     def submit(self, request: LegRequest) -> "OpenAiLeg":
         """Nothing is sent before the leg is read; what is wrong with it comes in its stream."""
+        if self._dialect.native:
+            # It knows no salts: from the first one on nobody reuses what others computed.
+            self._salted = self._salted or bool(request.cache_salt)
+            native = llama_server.body(request, may_reuse=not self._salted)
+            reader = llama_server.EventReader(self._read_ids, self.counters)
+            return OpenAiLeg(self._client, llama_server.PATH, native, reader.item, self.counters)
         body = {
             "model": request.adapter or self._model,
             "prompt": request.ids,
@@ -73,7 +82,7 @@ class OpenAiBackend:
             "stream": True,
             **self._dialect.body(request.sampling, request.priority, request.cache_salt),
         }
-        return OpenAiLeg(self._client, body, self._read_ids, self.counters)
+        return OpenAiLeg(self._client, _PATH, body, self._read_item, self.counters)
 
     async def rows(self) -> AsyncIterator[IterationRow]:
         """None: the interface does not tell."""
@@ -94,6 +103,27 @@ class OpenAiBackend:
         """Close connections."""
         await self._client.aclose()
 
+    def _read_item(self, event: dict[str, Any]) -> LegItem | None:
+        if "error" in event:
+            raise LegFailed(str(event["error"])[:500])
+        choices = event.get("choices") or []
+        if not choices:
+            return None
+        choice = choices[0]
+        ids = choice.get("token_ids")
+        if ids is None:
+            text = choice.get("text") or ""
+            ids = self._read_ids(text) if text else ()
+            if text:
+                self._counters["ids_read_from_text"] += len(ids)
+        reason = choice.get("finish_reason")
+        if reason is None:
+            return LegItem(ids) if len(ids) else None
+        stop = choice.get("stop_reason")
+        end = LegEnd.LENGTH if reason == "length" else LegEnd.STOP
+        known = isinstance(stop, int) and not (len(ids) and ids[-1] == stop)
+        return LegItem(ids, end, stop if known else None)
+
 
 class OpenAiLeg:
     """One streamed request. Aborting it closes the connection."""
@@ -101,11 +131,17 @@ class OpenAiLeg:
     engine_id = 0
 
     def __init__(
-        self, client: httpx.AsyncClient, body: dict[str, Any], read_ids: ReadIds, counters: Counter[str]
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        body: dict[str, Any],
+        read_item: Callable[[dict[str, Any]], LegItem | None],
+        counters: Counter[str],
     ) -> None:
         self._client = client
+        self._path = path
         self._body = body
-        self._read_ids = read_ids
+        self._read_item = read_item
         self._counters = counters
         self._items: asyncio.Queue[LegItem | LegFailed] = asyncio.Queue(_MAX_ITEMS)
         self._task: asyncio.Task[None] | None = None
@@ -146,11 +182,11 @@ class OpenAiLeg:
 
     async def _read(self) -> None:
         try:
-            async with self._client.stream("POST", "/v1/completions", json=self._body) as response:
+            async with self._client.stream("POST", self._path, json=self._body) as response:
                 if response.status_code != 200:
                     await self._refused(response)
                 async for event in _events(response):
-                    item = self._item(event)
+                    item = self._read_item(event)
                     if item is not None:
                         await self._items.put(item)
                         if item.end is not None:
@@ -168,27 +204,6 @@ class OpenAiLeg:
         if not final:
             await asyncio.sleep(_BACKOFF_S)
         raise LegFailed(f"HTTP {response.status_code}: {text}", final=final)
-
-    def _item(self, event: dict[str, Any]) -> LegItem | None:
-        if "error" in event:
-            raise LegFailed(str(event["error"])[:500])
-        choices = event.get("choices") or []
-        if not choices:
-            return None
-        choice = choices[0]
-        ids = choice.get("token_ids")
-        if ids is None:
-            text = choice.get("text") or ""
-            ids = self._read_ids(text) if text else ()
-            if text:
-                self._counters["ids_read_from_text"] += len(ids)
-        reason = choice.get("finish_reason")
-        if reason is None:
-            return LegItem(ids) if len(ids) else None
-        stop = choice.get("stop_reason")
-        end = LegEnd.LENGTH if reason == "length" else LegEnd.STOP
-        known = isinstance(stop, int) and not (len(ids) and ids[-1] == stop)
-        return LegItem(ids, end, stop if known else None)
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
