@@ -36,7 +36,7 @@ _SIMULATED = (
     "executor.simulated.time_scale=2",
     "executor.max_resident=64",
 )
-_TINY = ("executor.model_path=tiny", "executor.speed_factor=4")
+_TINY = ("executor.model_path=tiny", "executor.speed_factor=2")
 
 
 async def run_faults(

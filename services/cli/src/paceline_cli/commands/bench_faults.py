@@ -47,7 +47,10 @@ def faults(
     from paceline_lab.bench.faults.plan import FaultBenchError, FaultPlan
 
     try:
-        plan = FaultPlan(requests, seed, at_once=at_once, fault_every=fault_every, outage_s=outage)
+        prompts = min(128, max(8, requests // 4))
+        plan = FaultPlan(
+            requests, seed, at_once=at_once, fault_every=fault_every, prompts=prompts, outage_s=outage
+        )
         with progress_bars() as progress:
             result = asyncio.run(
                 run_faults(
