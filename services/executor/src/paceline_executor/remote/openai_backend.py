@@ -115,7 +115,7 @@ class OpenAiBackend:
             text = choice.get("text") or ""
             ids = self._read_ids(text) if text else ()
             if text:
-                self._counters["ids_read_from_text"] += len(ids)
+                self.counters["ids_read_from_text"] += len(ids)
         reason = choice.get("finish_reason")
         if reason is None:
             return LegItem(ids) if len(ids) else None
