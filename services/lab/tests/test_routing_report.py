@@ -45,7 +45,7 @@ def test_gains_over_the_best_blind_rule_and_over_oneself_are_said(tmp_path) -> N
     report = tmp_path / "routing.md"
     write_report(report, [experiment], {"load": rows}, introduction(Scale(most_seeds=3), [experiment]), "")
     text = report.read_text()
-    assert "| Load, 1x off | llumnix | +7.0 ±" in text
+    assert "| Load, 1x off | llumnix (of 7) | +7.0 ±" in text
     assert "`margin`, 1x on against 1x off: requests +25.5 ±0.0 % (significant)" in text
     assert "Not run yet: motivation, moves" in text
     assert "no significant loss" in text

@@ -12,6 +12,7 @@ from paceline_lab.report.columns import (
     PUBLISHED,
     WASTED,
     attained,
+    mean,
     plain,
     ratio,
     with_interval,
@@ -94,13 +95,14 @@ def blind_section(chosen: Sequence[Experiment], results: Results) -> str:
             found = {
                 policy: of_policy(rows, experiment.compares, policy) for policy in (*BLIND, "goodserve", OURS)
             }
-            if not all(found.values()):
-                continue
             name = "request_goodput"
-            best = max(BLIND, key=lambda policy: sum(float(row[name]) for row in found[policy]))
+            blind = [policy for policy in BLIND if found[policy]]
+            if not (blind and found["goodserve"] and found[OURS]):
+                continue
+            best = max(blind, key=lambda policy: mean(found[policy], name))
             gains = [compared(found[policy], found[best], name) for policy in ("goodserve", OURS)]
             shown = " | ".join("-" if gain is None else percent(gain, found[best], name) for gain in gains)
-            lines.append(f"| {experiment.title}, {variant.label} | {best} | {shown} |")
+            lines.append(f"| {experiment.title}, {variant.label} | {best} (of {len(blind)}) | {shown} |")
     if not lines:
         return ""
     head = [
