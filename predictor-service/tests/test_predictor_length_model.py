@@ -23,7 +23,7 @@ from paceline_runtime.status import from_rpc_error
 from paceline_runtime.telemetry.config import TelemetryConfig
 from paceline_runtime.telemetry.setup import Telemetry
 
-WAIT_S = 100
+WAIT_S = 200
 PATIENT = ChannelConfig(unary_timeout_s=WAIT_S)
 Stub = Any
 

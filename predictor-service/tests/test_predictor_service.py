@@ -24,7 +24,7 @@ from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
 from paceline_store import Store
 
-WAIT_S = 100
+WAIT_S = 200
 BACK = pb.ReloadModelsRequest(saved_state=True)
 PATIENT = ChannelConfig(unary_timeout_s=WAIT_S)
 Stub = Any

@@ -34,7 +34,7 @@ async def test_process_starts_serves_and_ends(bench, tmp_path):
         await bench.until(address_file.exists)
         async with channel(address_file.read_text()) as there:
             health = health_pb2_grpc.HealthStub(there)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(200):
                 async for answer in health.Watch(health_pb2.HealthCheckRequest(service="readiness")):
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
                         break
@@ -42,7 +42,7 @@ async def test_process_starts_serves_and_ends(bench, tmp_path):
             load = (await stub.GetLoad(scheduler_pb2.GetLoadRequest())).load
             assert load.identity.incarnation == executor.identity.incarnation
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             _, log = await process.communicate()
         assert process.returncode == 0
         messages = [json.loads(line)["message"] for line in log.decode().splitlines() if line.startswith("{")]
@@ -83,13 +83,13 @@ async def test_announces_until_a_router_has_dialled(bench):
     try:
         executor = await bench.executor()
         scheduler = await bench.scheduler(executor.address, announce=[f"127.0.0.1:{port}"])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             first, second = await fleet.heard.get(), await fleet.heard.get()
         assert first == second
         assert (first.scheduler_endpoint, first.engine_id) == (scheduler.address, "engine-1")
         await bench.router(scheduler)
         calm = 0
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             while calm < 3:  # one was on its way perhaps, and time may pass in leaps
                 fleet.heard = asyncio.Queue()
                 await asyncio.sleep(0.15)

@@ -16,7 +16,7 @@ import grpc
 from paceline.common.v1 import attempt_pb2, engine_pb2, slo_pb2
 from paceline.router.v1 import generation_pb2, router_pb2, router_pb2_grpc
 
-PATIENCE_S = 90.0
+PATIENCE_S = 200.0
 
 
 @dataclass

@@ -15,7 +15,7 @@ from paceline.executor.v1 import executor_pb2
 from paceline_executor.config import ExecutorServiceConfig
 from paceline_runtime.config_docs import undocumented_keys
 
-PATIENCE_S = 100.0
+PATIENCE_S = 300.0
 
 
 @pytest.fixture

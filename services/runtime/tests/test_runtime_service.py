@@ -17,7 +17,7 @@ from paceline_runtime import rpc_context
 from paceline_runtime.channel import channel
 from paceline_runtime.logs import ConsoleFormatter, JsonFormatter, LogConfig, setup_logging
 
-WAIT_S = 100.0
+WAIT_S = 300.0
 
 SERVICE = '''
 import asyncio, sys

@@ -32,7 +32,7 @@ from paceline_store.database import Database
 
 REQUEST = RequestRow("r1", "router-0", "model", "tenant", "chat", 1, "{}", 2, 1_000, b"spec")
 REFUSED = AttemptRow("r1", 1, 2**64, "e", 1, "does not fit", 0, 0, 1)
-WAIT_S = 60
+WAIT_S = 200
 
 
 def token(request_id: str, index: int, text: bytes = b"x") -> CheckpointRow:

@@ -10,7 +10,7 @@ import numpy as np
 from paceline.common.v1 import attempt_pb2
 from paceline.executor.v1 import executor_pb2, executor_pb2_grpc
 
-PATIENCE_S = 100.0
+PATIENCE_S = 300.0
 
 
 def id_bytes(ids: Iterable[int]) -> bytes:

@@ -28,7 +28,7 @@ from paceline_executor.llamacpp.tiny import write_tiny_model
 
 CONTEXT_TOKENS = 512
 CHUNK_TOKENS = 64
-PATIENCE_S = 100.0
+PATIENCE_S = 300.0
 
 
 class Driver:

@@ -33,7 +33,7 @@ def run(model, marker: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", SCRIPT, str(model), marker],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
 

@@ -20,7 +20,7 @@ from paceline_executor.trtllm.config import TrtllmSection
 from paceline_executor.trtllm.emulator.parameters import Faults
 
 _STEP_S = 0.001
-_PATIENCE_S = 100.0
+_PATIENCE_S = 300.0
 
 
 class Rig:
