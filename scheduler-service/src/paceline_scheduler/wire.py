@@ -18,12 +18,12 @@ _MIDDLE = 0.5
 _BOUND_LEVEL = 0.9
 _EDGES: list[int] = lengths.EDGES.tolist()
 _CHARACTERS_PER_TOKEN = 4
-_ON_MISS = frozenset(OnMiss)
+_ON_MISS: frozenset[int] = frozenset(OnMiss)
 
 
 def slo_from(message: slo_pb2.Slo) -> Slo:
     """The objective; one without a target is best effort (routers resolve defaults before they submit)."""
-    on_miss = OnMiss(message.on_miss) if message.on_miss in _ON_MISS else OnMiss.UNSPECIFIED
+    on_miss = OnMiss(int(message.on_miss)) if int(message.on_miss) in _ON_MISS else OnMiss.UNSPECIFIED
     target = message.WhichOneof("target")
     if target == "latency":
         return Slo(
