@@ -36,7 +36,7 @@ async def test_a_dropped_request_ends_early_and_hears_what_was_attainable(line, 
     assert (dropped.reason, dropped.finished.failure.reason) == (EXPIRED, "SLO_UNATTAINABLE")
     assert not dropped.finished.failure.retryable
     assert dropped.finished.failure.attainable_ms > 400
-    assert "was due 400 ms after the arrival" in dropped.finished.failure.message
+    assert "due 400 ms after the arrival" in dropped.finished.failure.message
     assert (
         f"{dropped.finished.failure.attainable_ms:.0f} ms would have been" in dropped.finished.failure.message
     )

@@ -66,7 +66,8 @@ async def test_a_request_that_is_in_flight_at_two_crashes_fails_and_the_others_g
 
 
 async def test_what_waits_in_the_queue_is_no_suspect(line, spec):
-    await line.engine("e0", time_scale=2.0, max_batch=1, max_resident=1)
+    executor = await line.executor("e0", time_scale=2.0, max_batch=1, max_resident=1)
+    await line.scheduler("e0", executor.address, policy="fcfs")  # so that the short one behind waits
     router = await line.router(window_tokens=ENDLESS_WINDOW)
     session = await router.session()
     running = await session.submit(spec(tokens=1000, request_id="running"))

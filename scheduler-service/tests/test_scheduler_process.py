@@ -14,7 +14,7 @@ from paceline_runtime.channel import channel
 from paceline_runtime.telemetry.config import TelemetryConfig
 from paceline_runtime.telemetry.setup import Telemetry
 from paceline_scheduler.app import SchedulerApp
-from paceline_scheduler.config import SchedulerConfig
+from paceline_scheduler.config import DEFAULT_POLICY, SchedulerConfig
 
 
 async def test_process_starts_serves_and_ends(bench, tmp_path):
@@ -108,7 +108,7 @@ async def test_metrics_tell_plans_and_rows(bench):
         await router.until(lambda: len(router.ids.get(1, [])) >= 3)
         text = telemetry.prometheus_text().decode()
         assert "paceline_plans_total{" in text
-        assert 'policy="sarathi"' in text
+        assert f'policy="{DEFAULT_POLICY}"' in text
         rows = [line for line in text.splitlines() if line.startswith("paceline_scheduler_requests")]
         assert sum(float(line.rsplit(" ", 1)[1]) for line in rows) == 1
         await router.close()
