@@ -11,7 +11,13 @@ from stack_process import StackProcess
 from paceline.common.v1.attempt_pb2 import SamplingParams
 from paceline.common.v1.slo_pb2 import DeadlineSlo, LatencySlo, Slo
 from paceline.router.v1.generation_pb2 import GenerationSpec
-from paceline.router.v1.router_pb2 import AttachRequest, CancelRequest, GenerateRequest, RouteStreamRequest
+from paceline.router.v1.router_pb2 import (
+    AttachRequest,
+    CancelRequest,
+    GenerateRequest,
+    RouteSpec,
+    RouteStreamRequest,
+)
 from paceline.router.v1.router_pb2_grpc import RouterServiceStub
 from paceline_runtime.status import from_rpc_error
 
@@ -126,13 +132,24 @@ async def test_unknown_requests(stack: StackProcess) -> None:
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_what_is_not_built_yet_says_so(stack: StackProcess) -> None:
-    async def requests() -> Any:
-        yield RouteStreamRequest()
+async def test_a_bad_spec_in_a_stream_of_decisions_costs_itself_alone(stack: StackProcess) -> None:
+    specs = [
+        RouteSpec(request_id="no-prompt"),
+        RouteSpec(request_id="no-model", prompt_tokens=10, model="nope"),
+        RouteSpec(request_id="good", prompt_tokens=10),
+    ]
 
+    async def requests() -> Any:
+        yield RouteStreamRequest(specs=specs)
+
+    said = {}
     async with grpc.aio.insecure_channel(stack.router) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in RouterServiceStub(channel).RouteStream(requests()):
-                pass
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "RouteStream" in (caught.value.details() or "")
+        async for response in RouterServiceStub(channel).RouteStream(requests(), timeout=PATIENCE_S):
+            said |= {decision.request_id: decision for decision in response.decisions}
+    assert [said[spec.request_id].failure.reason for spec in specs] == [
+        "INVALID_ARGUMENT",
+        "UNKNOWN_MODEL",
+        "",
+    ]
+    assert "prompt_tokens" in said["no-prompt"].failure.message
+    assert said["good"].engine_id

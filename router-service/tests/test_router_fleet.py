@@ -9,7 +9,7 @@ import pytest
 from paceline.common.v1 import attempt_pb2, slo_pb2
 from paceline.router.v1 import router_pb2
 from paceline_router.tasks import TaskBook
-from paceline_runtime.errors import PacelineError, Reason
+from paceline_runtime.errors import Reason
 from paceline_runtime.status import from_rpc_error
 
 UP, DRAINING, DOWN = (
@@ -151,15 +151,6 @@ async def test_route_decides_and_runs_nothing(line, spec):
     decision = (await router.stub.Route(router_pb2.RouteRequest(spec=asked))).decision
     assert decision.failure.reason == Reason.NO_ENGINE
     assert not decision.engine_id
-
-
-async def test_what_is_not_served_yet_says_so(line):
-    router = await line.router()
-    call = router.stub.RouteStream()
-    await call.done_writing()
-    with pytest.raises(PacelineError, match="RouteStream") as caught:
-        await router.read(call, router.tape())
-    assert caught.value.reason is Reason.UNIMPLEMENTED
 
 
 async def test_explain_tells_alternatives_and_what_happened(line, endless):

@@ -32,6 +32,7 @@ from paceline_router.ledger import Ledger, Retention, duplicate
 from paceline_router.lifecycle import Lifecycle
 from paceline_router.mover import Mover
 from paceline_router.observation import Gauges, RequestSpans
+from paceline_router.open_decisions import OpenDecisions
 from paceline_router.placement import Placer
 from paceline_router.predictor_link import PredictorLink
 from paceline_router.prompt_size import PromptSizes
@@ -40,6 +41,7 @@ from paceline_router.readers import Readers
 from paceline_router.rectifier import Rectifier
 from paceline_router.repredict import Repredictor
 from paceline_router.request import LiveRequest
+from paceline_router.route_stream import RouteStreams
 from paceline_router.scheduler_link import LinkSettings, SchedulerLink
 from paceline_router.service import FleetService, RouterService
 from paceline_router.sweeper import Sweeper
@@ -84,6 +86,8 @@ class RouterApp:
         self.readers: Readers
         self.tokens: TokenIntake
         self.fleet_control: FleetControl
+        self.open_decisions: OpenDecisions
+        self.route_streams: RouteStreams
         self.durability: Durability
         self.adoption: Adoption
 
@@ -236,9 +240,29 @@ class RouterApp:
             clock,
         )
         queries = Queries(self.ledger, self.adoption, store, clock)
-        decisions = Decisions(admission, placer, predictor)
+        decisions = Decisions(admission, self.fleet, placer, predictor)
+        self.open_decisions = OpenDecisions(
+            self.fleet,
+            self.ledger,
+            predictor,
+            instruments,
+            clock,
+            most=config.max_open_decisions,
+            ttl_s=config.open_decision_ttl_s,
+            retry_after_ms=config.retry_after_ms,
+        )
+        self.fleet.on_new_life = self.open_decisions.engine_restarted
+        self.route_streams = RouteStreams(decisions, self.open_decisions, placer, clock)
         sweeper = Sweeper(
-            self.ledger, self.dispatcher, lifecycle, self.readers, tasks, self.fleet_control, mover, clock
+            self.ledger,
+            self.dispatcher,
+            lifecycle,
+            self.readers,
+            tasks,
+            self.fleet_control,
+            mover,
+            self.open_decisions,
+            clock,
         )
         sweeper.on_fenced = lambda: self.shutdown.request("a newer life of this router is at work")
         service = RouterService(
@@ -250,6 +274,7 @@ class RouterApp:
             tasks,
             self.fleet_control,
             decisions,
+            self.route_streams,
             mover,
             cancel_timeout_s=config.cancel_timeout_s,
         )
@@ -373,6 +398,7 @@ class RouterApp:
     async def _send_clients_away(self) -> None:
         """Let what is about to end do so, then end the client streams: their requests live on in the
         schedulers."""
+        self.route_streams.leave()
         grace_s = self._config.router.server.drain_grace_s / 2
         try:
             async with asyncio.timeout(grace_s):

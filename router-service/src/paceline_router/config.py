@@ -81,6 +81,10 @@ class RouterConfig(ConfigModel):
     """Parameters of the policy."""
     max_live_requests: int = Field(default=20_000, gt=0)
     """Requests admitted and not ended, at most; over it: QUEUE_FULL."""
+    max_open_decisions: int = Field(default=100_000, gt=0)
+    """Decisions of RouteStream whose outcome was not told yet, at most; over it: QUEUE_FULL."""
+    open_decision_ttl_s: float = Field(default=600.0, gt=0)
+    """Seconds after which a decision of RouteStream counts as ended when no outcome was told."""
     retry_after_ms: float = Field(default=1000.0, gt=0)
     """What a refusal for lack of room tells the client to wait, milliseconds."""
     max_wait_ms: float = Field(default=30_000.0, gt=0)

@@ -1,7 +1,7 @@
 """The fleet: its engines, and the table that placement policies read."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from paceline.common.v1 import attempt_pb2, engine_pb2
@@ -39,6 +39,8 @@ class Fleet:
         self._by_id: dict[str, Engine] = {}
         self._order: list[Engine] = []
         self._costs = StepCostPool()
+        self._models: list[str] = []
+        self.on_new_life: Callable[[Engine], None] = lambda engine: None
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._order)
@@ -55,8 +57,8 @@ class Fleet:
         return self._order[row]
 
     def models(self) -> list[str]:
-        """Models that some engine serves or served, sorted."""
-        return sorted({engine.model for engine in self._order if engine.model})
+        """Models that some engine serves or served, sorted. Not to be written."""
+        return self._models
 
     def model_with(self, adapter: str) -> str:
         """The model that some engine serves with this LoRA adapter; empty: none does."""
@@ -89,9 +91,12 @@ class Fleet:
     ) -> None:
         """The engine is there, in this incarnation."""
         engine.up = True
+        if engine.incarnation not in (0, identity.incarnation):
+            self.on_new_life(engine)
         engine.incarnation = identity.incarnation
         engine.started_unix_ms = identity.started_unix_ms
         engine.capabilities.CopyFrom(capabilities)
+        self._models = sorted({known.model for known in self._order if known.model})
         limits = EngineLimits(
             max_batch=capabilities.max_batch,
             kv_capacity_tokens=capabilities.kv_capacity_tokens,

@@ -12,7 +12,7 @@ from paceline_core.placement.margin import Margin
 from paceline_core.placement.moves import Move, Rectifier
 from paceline_core.placement.policy import Placement
 from paceline_core.placement.registry import make_policy
-from paceline_core.placement.view import RequestView
+from paceline_core.placement.view import FleetView, RequestView
 from paceline_core.prefix import prefix_hashes
 from paceline_router.attempt import Explained
 from paceline_router.clock import Clock
@@ -77,17 +77,24 @@ class Placer:
     def decide(self, view: RequestView) -> Placed:
         """The engine for a request in numbers."""
         started = time.perf_counter()
-        now_ms = self._clock.now_ms()
+        engine, placement, fleet = self.choose(view, self._clock.now_ms())
+        explained = Explained.of(self.policy, placement, fleet.engine_ids)
+        self.count({} if engine is None else {engine.engine_id: 1}, time.perf_counter() - started)
+        return Placed(engine, placement, explained, view)
+
+    def choose(self, view: RequestView, now_ms: float) -> tuple[Engine | None, Placement, FleetView]:
+        """The policy's answer, the engine it names, and the fleet that it saw; nothing is counted."""
         if self.pricer is not None:
             self.pricer.asked(view, now_ms)
         fleet = self._fleet.table.view(now_ms)
         placement = self._policy.place(view, fleet, now_ms)
-        engine = self._fleet.at(placement.engine) if placement.found else None
-        explained = Explained.of(self.policy, placement, fleet.engine_ids)
-        self._instruments.record(PLACE_DURATION, time.perf_counter() - started, policy=self.policy)
-        if engine is not None:
-            self._instruments.add(PLACEMENTS, policy=self.policy, engine=engine.engine_id)
-        return Placed(engine, placement, explained, view)
+        return self._fleet.at(placement.engine) if placement.found else None, placement, fleet
+
+    def count(self, placed: Mapping[str, int], duration_s: float) -> None:
+        """Decisions by engine, and what one of them took."""
+        self._instruments.record(PLACE_DURATION, duration_s, policy=self.policy)
+        for engine_id, times in placed.items():
+            self._instruments.add(PLACEMENTS, times, policy=self.policy, engine=engine_id)
 
     def view_of(self, request: LiveRequest) -> RequestView:
         """A live request in numbers. The engine that is to lose it is left out as a whole while it drains."""

@@ -3,14 +3,16 @@ answer. And what the predictor learns from."""
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
 import grpc
+import numpy as np
 
 from paceline.common.v1 import estimate_pb2
 from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
+from paceline_core import lengths
 from paceline_router.clock import Clock
 from paceline_router.estimate import Estimate
 from paceline_router.micro_batch import MicroBatch
@@ -102,6 +104,32 @@ class PredictorLink:
         self._instruments.add(PREDICTIONS, source="fallback")
         return self.own(query)
 
+    async def cdfs(self, queries: Sequence[predictor_pb2.LengthQuery]) -> list[lengths.FloatArray]:
+        """Length distributions float64[K] for many questions, in order; never fails, one time-out for each `MAX_BATCH`
+        of them."""
+        found: list[lengths.FloatArray] = []
+        for start in range(0, len(queries), MAX_BATCH):
+            found += await self._cdfs(queries[start : start + MAX_BATCH])
+        return found
+
+    async def _cdfs(self, queries: Sequence[predictor_pb2.LengthQuery]) -> list[lengths.FloatArray]:
+        messages = await self._ask(queries) if self.answers else None
+        if messages is not None and len(messages) == len(queries):
+            try:
+                rows = np.array([message.probabilities for message in messages], dtype=np.float64)
+                cdf = list(lengths.cdf_from_probabilities(rows))
+            except ValueError:
+                version = messages[0].model_version
+                log.warning("the predictor sent a malformed estimate", extra={"version": version})
+            else:
+                for source, times in Counter(message.source for message in messages).items():
+                    self._instruments.add(PREDICTIONS, times, source=source)
+                return cdf
+        self._instruments.add(PREDICTIONS, len(queries), source="fallback")
+        own = {(query.model, query.app): query for query in queries}
+        known = {names: self.own(query).cdf for names, query in own.items()}
+        return [known[query.model, query.app] for query in queries]
+
     async def revise(
         self, queries: Sequence[predictor_pb2.LengthQuery]
     ) -> Sequence[estimate_pb2.LengthEstimate] | None:
@@ -175,17 +203,17 @@ class PredictorLink:
         return response.estimates
 
     async def _send_outcomes(self, stub: predictor_pb2_grpc.PredictorServiceStub) -> None:
-        lengths = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
+        ended = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
         tasks = [self._tasks.popleft() for _ in range(min(_TASKS_A_MESSAGE, len(self._tasks)))]
 
         async def one() -> AsyncIterator[predictor_pb2.ObserveRequest]:
-            yield predictor_pb2.ObserveRequest(lengths=lengths, tasks=tasks)
+            yield predictor_pb2.ObserveRequest(lengths=ended, tasks=tasks)
 
         try:
             await stub.Observe(one(), timeout=_OBSERVE_TIMEOUT_S)
         except grpc.RpcError as error:
             self._rest(error)
-            self._dropped(len(lengths) + len(tasks))
+            self._dropped(len(ended) + len(tasks))
 
     def _dropped(self, outcomes: int) -> None:
         self.outcomes_dropped += outcomes

@@ -15,11 +15,12 @@ from paceline_router.mover import Mover
 from paceline_router.queries import Queries
 from paceline_router.readers import Readers
 from paceline_router.records import move_record
+from paceline_router.route_stream import RouteStreams
 from paceline_router.sessions import ClientSession
 from paceline_router.single_stream import SingleStreams
 from paceline_router.tasks import TaskBook
 from paceline_router.validation import check_name, check_task
-from paceline_runtime.errors import PacelineError, Reason, invalid, unimplemented
+from paceline_runtime.errors import PacelineError, Reason, invalid
 from paceline_runtime.rpc_context import tenant
 
 
@@ -36,6 +37,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         tasks: TaskBook,
         fleet_control: FleetControl,
         decisions: Decisions,
+        route_streams: RouteStreams,
         mover: Mover,
         *,
         cancel_timeout_s: float,
@@ -48,6 +50,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self._tasks = tasks
         self._fleet_control = fleet_control
         self._decisions = decisions
+        self._route_streams = route_streams
         self._mover = mover
         self._single = SingleStreams(admission, readers)
         self._cancel_timeout_s = cancel_timeout_s
@@ -120,13 +123,15 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def Route(self, request: router_pb2.RouteRequest, context: Any) -> router_pb2.RouteResponse:
         """A decision only."""
-        return router_pb2.RouteResponse(decision=await self._decisions.route(request.spec))
+        return router_pb2.RouteResponse(decision=await self._decisions.route(request.spec, tenant()))
 
-    def RouteStream(
+    async def RouteStream(
         self, request_iterator: AsyncIterator[router_pb2.RouteStreamRequest], context: Any
     ) -> AsyncIterator[router_pb2.RouteStreamResponse]:
-        """Not served yet."""
-        raise unimplemented("RouterService.RouteStream")
+        """Decisions in batches, and their outcomes."""
+        async with aclosing(self._route_streams.serve(request_iterator, tenant())) as responses:
+            async for response in responses:
+                yield response
 
     async def BeginTask(
         self, request: router_pb2.BeginTaskRequest, context: Any

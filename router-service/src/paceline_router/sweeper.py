@@ -10,6 +10,7 @@ from paceline_router.fleet_control import FleetControl
 from paceline_router.ledger import Ledger
 from paceline_router.lifecycle import Lifecycle
 from paceline_router.mover import Mover
+from paceline_router.open_decisions import OpenDecisions
 from paceline_router.readers import Readers
 from paceline_router.tasks import TaskBook
 
@@ -30,6 +31,7 @@ class Sweeper:
         tasks: TaskBook,
         fleet_control: FleetControl,
         mover: Mover,
+        open_decisions: OpenDecisions,
         clock: Clock,
     ) -> None:
         self._ledger = ledger
@@ -39,6 +41,7 @@ class Sweeper:
         self._tasks = tasks
         self._fleet_control = fleet_control
         self._mover = mover
+        self._open_decisions = open_decisions
         self._clock = clock
         self.on_fenced: Callable[[], None] = lambda: None
 
@@ -57,5 +60,6 @@ class Sweeper:
         self._readers.expire()
         self._fleet_control.sweep()
         self._mover.sweep()
+        self._open_decisions.expire()
         self._tasks.expire()
         self._ledger.expire(self._clock.now_ms())

@@ -129,11 +129,6 @@ def invalid(
     return PacelineError(reason, message, metadata={"field": field} if field else None)
 
 
-def unimplemented(rpc: str) -> PacelineError:
-    """The error of an RPC that is in the contract and not served yet, e.g. `RouterService.RouteStream`."""
-    return PacelineError(Reason.UNIMPLEMENTED, f"{rpc} is part of the API but is not implemented yet")
-
-
 def reason_of(name: str, default: Reason = Reason.INTERNAL) -> Reason:
     """The reason called `name`; `default` when a newer peer sent one that is not known here."""
     try:

@@ -264,8 +264,9 @@ class FleetTable:
         self._first_ms[key] = now_ms
         self.black_box.first_token(placed.row, now_ms - placed.at_ms, placed.prefill_tokens, placed.alone)
 
-    def ended(self, key: int, now_ms: float, output_tokens: int = 0) -> None:
-        """The attempt is over; `output_tokens` of it are out (0: it did not complete, and teaches nothing)."""
+    def ended(self, key: int, now_ms: float, output_tokens: int = 0, last_ms: float | None = None) -> None:
+        """The attempt is over; `output_tokens` of it are out (0: it did not complete, and teaches nothing). `last_ms`:
+        when the last one came, if that was before now."""
         placed = self._placed.pop(key, None)
         first_ms = self._first_ms.pop(key, None)
         self.in_flight.drop(self._data[_IN_FLIGHT], key)
@@ -278,7 +279,8 @@ class FleetTable:
             return
         if first_ms is not None:
             here = output_tokens - placed.replayed_tokens
-            self.black_box.tokens(placed.row, here - 1, now_ms - first_ms)
+            wrote_ms = (now_ms if last_ms is None else last_ms) - first_ms
+            self.black_box.tokens(placed.row, here - 1, wrote_ms)
         self._pool_tokens += _POOL_FACTOR * (output_tokens - self._pool_tokens)
         self._turn_minute(now_ms)
         self._data[_PLACE["minute_tokens"], placed.row] += placed.prompt_tokens + output_tokens

@@ -106,6 +106,7 @@ TTLT = _histogram("ttlt", "s", _LATENCY_S, "Time to last token at the router edg
 SLO_OUTCOMES = _counter("slo_outcomes", "Requests by whether they met their SLO", MODEL, SLO_CLASS, OUTCOME)
 TOKENS = _counter("tokens", "Output tokens by whether they were in time", MODEL, SLO_CLASS, OUTCOME)
 PLACEMENTS = _counter("placements", "Placement decisions", POLICY, ENGINE)
+DECISIONS_ENDED = _counter("decisions_ended", "Decisions of RouteStream by how they ended", OUTCOME)
 REPLAYS = _counter("replays", "Attempts started again after a failure", REASON)
 MIGRATIONS = _counter("migrations", "Moves of a live request, by how they ended", OUTCOME, "way", REASON)
 MOVE_DURATION = _histogram(
