@@ -1,14 +1,16 @@
 """RouteStream: decisions in batches over real gRPC, and what the router remembers of them."""
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 import pytest
 
 from paceline.common.v1 import estimate_pb2, slo_pb2
+from paceline.predictor.v1 import predictor_pb2, predictor_pb2_grpc
 from paceline.router.v1 import router_pb2
 from paceline_core import lengths
 from paceline_router.route_stream import BATCH, SLICE
@@ -55,6 +57,47 @@ class Asker:
             await self.call.done_writing()
             assert await self.call.read() is grpc.aio.EOF
             assert await self.call.code() is grpc.StatusCode.OK
+
+
+class FakePredictor(predictor_pb2_grpc.PredictorServiceServicer):
+    """Says that every answer has 300 tokens, and writes down what it is asked and told."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.batches: list[int] = []
+        self.told: list[predictor_pb2.LengthOutcome] = []
+        self.down = False
+
+    async def PredictLength(self, request: predictor_pb2.PredictLengthRequest, context: Any) -> Any:
+        self.batches.append(len(request.queries))
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
+        estimates = [length_of(300)] * len(request.queries)
+        return predictor_pb2.PredictLengthResponse(estimates=estimates)
+
+    async def Observe(self, request_iterator: Any, context: Any) -> predictor_pb2.ObserveResponse:
+        async for request in request_iterator:
+            self.told += request.lengths
+        return predictor_pb2.ObserveResponse()
+
+
+@contextlib.asynccontextmanager
+async def fake_predictor() -> AsyncIterator[FakePredictor]:
+    server, fake = grpc.aio.server(), FakePredictor()
+    predictor_pb2_grpc.add_PredictorServiceServicer_to_server(fake, server)
+    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield fake
+    finally:
+        await server.stop(0)
+
+
+def length_of(tokens: int) -> estimate_pb2.LengthEstimate:
+    """All mass in one bin."""
+    mass = [0.0] * lengths.K
+    mass[int(lengths.bin_of(tokens))] = 1.0
+    return estimate_pb2.LengthEstimate(probabilities=mass, source="fake")
 
 
 def spec(request_id: str, prompt_tokens: int = 100, **fields: Any) -> router_pb2.RouteSpec:
@@ -228,13 +271,8 @@ async def test_estimates_given_and_learned_are_used(line):
     router = await line.router()
     asker = Asker(router)
 
-    def of(length: int) -> estimate_pb2.LengthEstimate:
-        mass = [0.0] * lengths.K
-        mass[int(lengths.bin_of(length))] = 1.0
-        return estimate_pb2.LengthEstimate(probabilities=mass)
-
     brief, extensive = await asker.ask(
-        spec("brief", estimate=of(10)), spec("extensive", max_tokens=8000, estimate=of(4000))
+        spec("brief", estimate=length_of(10)), spec("extensive", max_tokens=8000, estimate=length_of(4000))
     )
     assert extensive.predicted_e2e_ms > 10 * brief.predicted_e2e_ms
     await asker.tell(outcome("brief"), outcome("extensive"))
@@ -245,6 +283,24 @@ async def test_estimates_given_and_learned_are_used(line):
     short, other = await asker.ask(spec("x", app="short"), spec("y", app="other"))
     assert short.predicted_e2e_ms < other.predicted_e2e_ms
     await asker.end()
+
+
+async def test_the_predictor_is_asked_once_for_a_batch_and_hears_the_outcomes(line):
+    await line.engine("e0")
+    async with fake_predictor() as fake:
+        router = await line.router(predictor=fake.address)
+        asker = Asker(router)
+        own = spec("own", estimate=length_of(10))
+        await asker.ask(*(spec(f"r{i}", app="chat") for i in range(50)), own)
+        assert fake.batches == [50]
+        await asker.tell(outcome("r0", output_tokens=40), outcome("r1", output_tokens=7, failed=True))
+        await router.until(lambda: len(fake.told) == 2)
+        ended, cut = fake.told
+        assert (ended.output_tokens, ended.censored, ended.query.app) == (40, False, "chat")
+        assert (cut.output_tokens, cut.censored) == (7, True)
+        fake.down = True
+        assert all(decision.engine_id for decision in await asker.ask(spec("x"), spec("y")))
+        await asker.end()
 
 
 async def test_too_many_without_an_outcome_are_refused_and_room_comes_back(line):
