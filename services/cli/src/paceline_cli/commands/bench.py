@@ -235,23 +235,42 @@ def router(
     policies: Annotated[str, typer.Option(help="Placement policies by commas; empty: all.")] = "",
     policy: Annotated[str, typer.Option(help="The one whose figures stand on top.")] = "margin",
     seed: Annotated[int, typer.Option(help="Chooses the requests.")] = 1,
+    calls: Annotated[bool, typer.Option(help="Also over gRPC, with one router process.")] = True,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each part over gRPC.")] = 5.0,
+    stream_rate: Annotated[
+        float, typer.Option(min=1, help="Decisions a second asked for on RouteStream.")
+    ] = 10_500.0,
+    unary_rate: Annotated[float, typer.Option(min=1, help="Calls of Route a second.")] = 500.0,
+    sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a routing decision costs in the decision core, without a service around it.
+    """Measure what a routing decision costs: in the decision core alone, then over gRPC.
+
+    The engines are announced to the router and not run.
 
     Leave the machine alone meanwhile.
 
     Example: paceline bench router --engines 512 --json
     """
+    from paceline_cli.bench.router import bench_router_calls
     from paceline_cli.errors_base import CommandError
+    from paceline_lab.bench.predictor_calls import run_fast
     from paceline_lab.bench.router import RouterPlan, bench_router
+    from paceline_lab.bench.router_calls import CallsPlan, RouterBenchError
     from paceline_lab.machine import describe_machine
 
     names = tuple(name.strip() for name in policies.split(",") if name.strip())
+    plan = RouterPlan(engines, decisions, fill, seed, names, policy)
     try:
-        result = bench_router(RouterPlan(engines, decisions, fill, seed, names, policy))
+        result = bench_router(plan)
     except ValueError as error:
         raise CommandError(str(error)) from None
+    if calls:
+        wanted = CallsPlan(stream_rate, unary_rate, seconds, min(1.0, seconds), seed=seed)
+        try:
+            result |= run_fast(bench_router_calls(plan, wanted, tuple(sets or ()), _say))
+        except RouterBenchError as error:
+            raise CommandError(f"the run is void: {error}") from None
     result["machine"] = describe_machine()
     if as_json:
         print_json(result)
@@ -259,6 +278,14 @@ def router(
     print(f"{engines} engines, {result['live_requests']} live requests; microseconds, P50 and P99")
     for name, row in result["policies"].items():
         print(f"{name:24s} decision {row['decision_us_p50']:8.1f} {row['decision_us_p99']:8.1f}")
+    if calls:
+        print(
+            f"RouteStream with {policy}: {result['stream_decisions_per_s']:.0f} decisions/s, "
+            f"P99 {result['stream_ms_p99']:.2f} ms; {result['stream_most_per_s']:.0f}/s at most"
+        )
+        print(
+            f"Route at {unary_rate:.0f}/s: P50 {result['unary_ms_p50']:.2f} ms, P99 {result['unary_ms_p99']:.2f} ms"
+        )
 
 
 @app.command("simulator")
