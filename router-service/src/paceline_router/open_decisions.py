@@ -4,7 +4,8 @@ No report of an engine says which of them it covers, so each counts on its engin
 stream, the engine's next life, or its time-to-live, whichever is first.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -108,14 +109,24 @@ class OpenDecisions:
         self._count += 1
         self._fleet.table.placed(engine.row, key, request, now_ms, _NEVER_MOVED)
 
-    def ended(self, stream: StreamDecisions, outcome: router_pb2.RouteOutcome) -> bool:
-        """The outcome of a decision, from which policies and length estimates learn. False: it is not known here.
+    def ended(
+        self, stream: StreamDecisions, outcomes: Sequence[router_pb2.RouteOutcome]
+    ) -> list[router_pb2.RouteOutcome]:
+        """Outcomes of decisions, from which policies and length estimates learn. Returns those not known here."""
+        unknown, counts = [], Counter[str]()
+        for outcome in outcomes:
+            found = self._take(stream, outcome.request_id)
+            if found is None:
+                unknown.append(outcome)
+            else:
+                self._learn(found, outcome)
+                counts["failed" if outcome.failed else "completed"] += 1
+        for how, times in counts.items():
+            self._told(how, times)
+        return unknown
 
-        Times that are no times teach nothing.
-        """
-        found = self._take(stream, outcome.request_id)
-        if found is None:
-            return False
+    def _learn(self, found: _Open, outcome: router_pb2.RouteOutcome) -> None:
+        """Times that are no times teach nothing."""
         table, tokens = self._fleet.table, min(outcome.output_tokens, MAX_OUTPUT_TOKENS)
         first_ms, last_ms, known = outcome.ttft_ms, outcome.ttlt_ms, 0 if outcome.failed else tokens
         if known and 0 < first_ms <= last_ms <= _LONGEST_MS:  # NaN is in no range
@@ -126,8 +137,6 @@ class OpenDecisions:
             self._predictor.observe(
                 predictor_pb2.LengthOutcome(query=found.query, output_tokens=tokens, censored=cut)
             )
-        self._told("failed" if outcome.failed else "completed")
-        return True
 
     def unknown(self, outcomes: int) -> None:
         """Outcomes came of decisions that are not known here: told twice, or too late."""

@@ -113,7 +113,12 @@ class PredictorLink:
         return found
 
     async def _cdfs(self, queries: Sequence[predictor_pb2.LengthQuery]) -> list[lengths.FloatArray]:
-        messages = await self._ask(queries) if self.answers else None
+        messages: Sequence[estimate_pb2.LengthEstimate] | None = None
+        if self.answers and len(queries) == 1:  # who asks alone may join others
+            alone = await self._questions.ask(queries[0])
+            messages = None if alone is None else [alone]
+        elif self.answers:
+            messages = await self._ask(queries)
         if messages is not None and len(messages) == len(queries):
             try:
                 rows = np.array([message.probabilities for message in messages], dtype=np.float64)

@@ -68,15 +68,14 @@ class RouteStreams:
                         Reason.DRAINING, "this router is going; open the stream again in a moment"
                     )
                 specs, outcomes = inbox.take(BATCH)
-                early = [outcome for outcome in outcomes if not self._open.ended(stream, outcome)]
+                early = self._open.ended(stream, outcomes)
                 items = await self._prepared(specs, caller)
                 for start in range(0, len(items), SLICE):
                     decisions = self._decide(items[start : start + SLICE], stream)
                     yield router_pb2.RouteStreamResponse(decisions=decisions)
                 # An outcome may come with, or right behind, the spec that it is about.
-                unknown = sum(not self._open.ended(stream, outcome) for outcome in early)
-                if unknown:
-                    self._open.unknown(unknown)
+                if unknown := self._open.ended(stream, early):
+                    self._open.unknown(len(unknown))
                 if reader.done() and not inbox.waiting:
                     reader.result()
                     return

@@ -14,6 +14,7 @@ Ints = NDArray[np.int64]
 
 _FLOATS: Final = ("arrival_ms", "placed_ms", "due_ms", "ttft_ms", "tbt_ms", "first_mean")
 _LONG_AGO: Final = -(1 << 40)
+_MOST_TO_COME: Final = 256
 _INTS: Final = ("engine", "prompt_tokens", "generated", "max_tokens", "moves", "checked")
 
 
@@ -64,6 +65,51 @@ class Residents:
         return tightest
 
 
+class _LengthsToCome(LengthEstimates):
+    """Estimates that are taken in when somebody reads any: many rows at once cost little more than one, and most
+    policies never read them."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self._to_come: dict[int, tuple[Floats, int]] = {}
+
+    def later(self, row: int, cdf: Floats, max_tokens: int) -> None:
+        """A new CDF float64[K] of a row."""
+        self._to_come[row] = (cdf, max_tokens)
+        if len(self._to_come) >= _MOST_TO_COME:
+            self._take_in()
+
+    @property
+    def cdf(self) -> NDArray[np.float32]:
+        """See `LengthEstimates`; so for the others."""
+        self._take_in()
+        return super().cdf
+
+    def mean_left(self, rows: Ints, generated: Ints) -> Floats:
+        self._take_in()
+        return super().mean_left(rows, generated)
+
+    def upper_left(self, rows: Ints, generated: Ints) -> Floats:
+        self._take_in()
+        return super().upper_left(rows, generated)
+
+    def quantile_left(self, rows: Ints, generated: Ints, level: float) -> Floats:
+        self._take_in()
+        return super().quantile_left(rows, generated, level)
+
+    def p_within(self, rows: Ints, generated: Ints, more: Ints) -> Floats:
+        self._take_in()
+        return super().p_within(rows, generated, more)
+
+    def _take_in(self) -> None:
+        if not self._to_come:
+            return
+        came, self._to_come = self._to_come, {}
+        cdf = np.array([one for one, _ in came.values()])
+        limits = np.array([limit for _, limit in came.values()], dtype=np.int64)
+        self.put(np.array(list(came), dtype=np.int64), cdf, limits)
+
+
 class ResidentTable:
     """Fed by placements, progress and ends; rows are used again."""
 
@@ -74,7 +120,7 @@ class ResidentTable:
         self._ints: dict[str, Ints] = {name: np.zeros(rows, dtype=np.int64) for name in _INTS}
         self._ints["engine"][:] = -1
         self._keys: NDArray[np.uint64] = np.zeros(rows, dtype=np.uint64)
-        self._lengths = LengthEstimates(rows)
+        self._lengths = _LengthsToCome(rows)
         self._by_engine: Ints = np.zeros((8, 16), dtype=np.int64)
         self._count: Ints = np.zeros(8, dtype=np.int64)
         self._place: Ints = np.zeros(rows, dtype=np.int64)
@@ -171,8 +217,7 @@ class ResidentTable:
         return self._view
 
     def _put_lengths(self, row: int, cdf: Floats) -> None:
-        limit = np.array([self._ints["max_tokens"][row]], dtype=np.int64)
-        self._lengths.put(np.array([row]), cdf[None, :], limit)
+        self._lengths.later(row, cdf, int(self._ints["max_tokens"][row]))
 
     def _join(self, row: int, engine: int) -> None:
         if engine >= len(self._count):
