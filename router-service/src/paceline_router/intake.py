@@ -151,8 +151,9 @@ class Intake:
         if ended is None:
             return
         have = attempt.request.output.count
-        current = attempt.request.attempt is attempt
-        if current and ended.finish_reason not in _NO_WAIT and have < ended.output_tokens:
+        # A request that has ended here takes no more tokens: there is nothing to wait for.
+        wanted = attempt.request.attempt is attempt and not attempt.request.ended
+        if wanted and ended.finish_reason not in _NO_WAIT and have < ended.output_tokens:
             if attempt.republish_asked_at != have:
                 attempt.republish_asked_at = have
                 attempt.engine.link.republish(attempt.key, have)
