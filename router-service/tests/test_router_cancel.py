@@ -56,7 +56,8 @@ async def test_before_it_was_admitted(line, endless):
 
 
 async def test_queued_behind_a_full_batch(line, endless):
-    await line.engine("e0", time_scale=1.0, max_batch=1, max_resident=1)
+    executor = await line.executor("e0", time_scale=1.0, max_batch=1, max_resident=1)
+    await line.scheduler("e0", executor.address, policy="fcfs")
     router = await line.router()
     session = await router.session()
     running = await session.submit(endless())

@@ -69,6 +69,7 @@ def make_view(rows, model=MODEL):
         late_tokens=np.zeros(n, dtype=np.int64),
         tenant_lag_tokens=np.zeros(n),
         drops=np.zeros(n, dtype=bool),
+        finishes=np.zeros(n, dtype=bool),
         lengths=estimates_of(lengths.cdf_from_probabilities(ends)[:n], np.arange(n), [r[2] for r in rows]),
         capacity=CAPACITY,
         model=model,
