@@ -19,6 +19,8 @@ QUICK_END = (
     *(f"{name}.server.drain_grace_s=0.2" for name in ("router", "scheduler", "predictor", "executor")),
 )
 """What still runs when a test has ended is of no interest."""
+PATIENT = ("router.leave_out_after_ms=600000",)
+"""A host that stands still for seconds makes no engine unfit."""
 _POLL_S = 0.05
 
 
@@ -27,7 +29,7 @@ class StackProcess:
 
     def __init__(self, state_dir: Path, *overrides: str, model: str = "tiny") -> None:
         self.state_dir = state_dir
-        self._overrides = ("up.ports=auto", *QUICK_END, *overrides)
+        self._overrides = ("up.ports=auto", *QUICK_END, *PATIENT, *overrides)
         self._model = model
         self._process: subprocess.Popen[bytes] | None = None
 
