@@ -74,11 +74,12 @@ class _Fleet:
         self._fill = fill
         self._clock = SystemClock()
         self._engines: list[tuple[Engine, Profile]] = []
+        self._kinds = {kind: load_profile(kind) for kind in KINDS}
 
     def announce(self, number: int) -> None:
         """An engine comes up."""
         kind = KINDS[number % len(KINDS)]
-        profile = load_profile(kind).scaled(float(self._rng.uniform(0.9, 1.1)))
+        profile = self._kinds[kind].scaled(float(self._rng.uniform(0.9, 1.1)))
         link = cast(SchedulerLink, _NoScheduler(f"announced-{number}"))
         engine = self._fleet.join(f"engine-{number}", link)
         engine.executor_endpoint = f"announced-{number}"
