@@ -14,7 +14,7 @@ from paceline_runtime.grpc_options import GrpcConfig
 from paceline_runtime.server import ServerConfig
 from paceline_runtime.service import ServiceConfig
 
-DEFAULT_POLICY: Final = "pace"
+DEFAULT_POLICY: Final = "sarathi"
 LIVE_POLICIES: Final = tuple(
     name for name, policy in POLICIES.items() if policy.estimates is not EstimateUse.TRUE
 )
